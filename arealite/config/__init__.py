@@ -1,0 +1,34 @@
+"""Configuration: frozen dataclasses, YAML plus dotted overrides, one sentence per mistake."""
+
+from arealite.config.load import load, to_yaml
+from arealite.config.schema import (
+    ActorConfig,
+    Config,
+    DatasetConfig,
+    EvaluatorConfig,
+    MicroBatchSpec,
+    OptimizerConfig,
+    PrepareConfig,
+    RolloutConfig,
+    SaverConfig,
+    SchedulerConfig,
+    StatsLoggerConfig,
+    WandbConfig,
+)
+
+__all__ = [
+    "ActorConfig",
+    "Config",
+    "DatasetConfig",
+    "EvaluatorConfig",
+    "MicroBatchSpec",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "RolloutConfig",
+    "SaverConfig",
+    "SchedulerConfig",
+    "StatsLoggerConfig",
+    "WandbConfig",
+    "load",
+    "to_yaml",
+]

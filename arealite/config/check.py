@@ -1,0 +1,118 @@
+"""Rules that hold between settings. Each broken one is a sentence with its place and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from arealite.config.schema import Config
+from arealite.errors import ConfigError
+
+Where = Callable[[str], str]
+Broken = tuple[str, str]
+"""(the dotted key to blame, what is wrong and what to do)."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+def check(config: Config, where: Where) -> None:
+    """Raises ConfigError with the first rule that is broken."""
+    rules = [_names(config), _numbers(config)]
+    rules.append(_sft(config) if config.mode == "sft" else _rl(config))
+    for rule in rules:
+        for key, sentence in rule:
+            raise ConfigError(f"{where(key)}: {key}: {sentence}")
+
+
+def _names(config: Config) -> Iterator[Broken]:
+    for key in ("experiment_name", "trial_name"):
+        value = getattr(config, key)
+        if not value:
+            yield key, "it is empty; give the run a name, like countdown-grpo"
+        elif not _NAME.match(value):
+            yield key, f"{value!r} names a folder: use letters, digits, dot, dash, underscore"
+    if not config.actor.path:
+        yield "actor.path", "it is empty; give the folder or hub id of a model"
+    if not config.train_dataset.path:
+        yield "train_dataset.path", "it is empty; give a .jsonl file or a data set's hub id"
+    for index, step in enumerate(config.prepare):
+        if not step.makes or not step.run:
+            yield f"prepare[{index}]", "it needs both `makes` and `run`"
+
+
+def _numbers(config: Config) -> Iterator[Broken]:
+    positive = {
+        "train_dataset.batch_size": config.train_dataset.batch_size,
+        "train_dataset.max_length": config.train_dataset.max_length,
+        "total_train_epochs": config.total_train_epochs,
+        "total_train_steps": config.total_train_steps,
+        "actor.mb_spec.max_tokens_per_mb": config.actor.mb_spec.max_tokens_per_mb,
+        "actor.ppo_n_minibatches": config.actor.ppo_n_minibatches,
+        "actor.threads": config.actor.threads,
+        "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
+        "rollout.threads": config.rollout.threads,
+        "rollout.n_servers": config.rollout.n_servers,
+        "rollout.max_running_requests": config.rollout.max_running_requests,
+        "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
+        "rollout.request_timeout_s": config.rollout.request_timeout_s,
+        "rollout.setup_timeout_s": config.rollout.setup_timeout_s,
+        "rollout.stall_timeout_s": config.rollout.stall_timeout_s,
+        "evaluator.freq_steps": config.evaluator.freq_steps,
+        "evaluator.n_samples": config.evaluator.n_samples,
+        "saver.freq_steps": config.saver.freq_steps,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            yield key, f"it is {value}, it must be above 0"
+    optimizer = config.actor.optimizer
+    shares = {
+        "actor.eps_clip": config.actor.eps_clip,
+        "actor.optimizer.warmup_steps_proportion": optimizer.warmup_steps_proportion,
+        "actor.optimizer.min_lr_ratio": optimizer.min_lr_ratio,
+        "actor.optimizer.beta1": optimizer.beta1,
+        "actor.optimizer.beta2": optimizer.beta2,
+    }
+    for key, share in shares.items():
+        if not 0 <= share <= 1:
+            yield key, f"it is {share}, it must lie between 0 and 1"
+    if optimizer.lr < 0:
+        yield "actor.optimizer.lr", f"it is {optimizer.lr}, it must not be negative"
+    if config.rollout.max_head_offpolicyness < 0:
+        yield "rollout.max_head_offpolicyness", "it is negative; 0 is the synchronous run"
+
+
+def _rl(config: Config) -> Iterator[Broken]:
+    n = config.gconfig.n_samples
+    if n < 2:
+        yield (
+            "gconfig.n_samples",
+            f"it is {n}, but GRPO compares the samples of one row with each other; use at least 2",
+        )
+    if not config.rollout.reward_fn and config.rollout.workflow == "workflows.rlvr:RLVRWorkflow":
+        yield (
+            "rollout.reward_fn",
+            "it is empty; name a function, like reward_score.py:compute_score",
+        )
+    longest = config.train_dataset.max_length + config.gconfig.max_new_tokens
+    budget = config.actor.mb_spec.max_tokens_per_mb
+    if longest > budget:
+        yield (
+            "actor.mb_spec.max_tokens_per_mb",
+            f"a sequence may have {longest} tokens (train_dataset.max_length "
+            f"{config.train_dataset.max_length} + gconfig.max_new_tokens "
+            f"{config.gconfig.max_new_tokens}), more than this budget of {budget}; raise it",
+        )
+    concurrent = config.rollout.max_concurrent_rollouts
+    if concurrent is not None and concurrent < 1:
+        yield "rollout.max_concurrent_rollouts", "no episode could ever start; raise it"
+    if config.train_dataset.batch_size * n < config.actor.ppo_n_minibatches:
+        yield "actor.ppo_n_minibatches", "there are more minibatches than samples in a batch"
+
+
+def _sft(config: Config) -> Iterator[Broken]:
+    if config.train_dataset.max_length > config.actor.mb_spec.max_tokens_per_mb:
+        yield (
+            "actor.mb_spec.max_tokens_per_mb",
+            f"a sequence may have train_dataset.max_length = {config.train_dataset.max_length} "
+            f"tokens, more than this budget of {config.actor.mb_spec.max_tokens_per_mb}; raise it",
+        )

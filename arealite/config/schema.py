@@ -1,0 +1,177 @@
+"""Every setting, its default and its meaning. Section names are AReaL's.
+
+A field's text is its documentation: docs and error messages are made from it. A field is here
+only if some code obeys it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from arealite.types import GenerationHyperparameters
+
+
+def opt(default: Any, text: str) -> Any:
+    """A field with its default and its one-line meaning."""
+    if isinstance(default, dict | list):
+        return field(default_factory=default.copy, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def section(cls: type, text: str) -> Any:
+    """A field that holds a section, with the section's own defaults."""
+    return field(default_factory=cls, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Something the run needs and can make: `run` is called when `makes` does not exist."""
+
+    makes: str = opt("", "file or folder; when it exists the step is skipped")
+    run: str = opt("", "command line; a leading `python` is this interpreter, no shell")
+    timeout_s: float = opt(1800.0, "the step is ended after this many seconds")
+
+
+@dataclass(frozen=True)
+class MicroBatchSpec:
+    max_tokens_per_mb: int = opt(16384, "token budget of one forward and backward pass, padded")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a learning-rate schedule."""
+
+    lr: float = opt(1e-5, "peak learning rate")
+    weight_decay: float = opt(0.0, "decoupled weight decay; not applied to vectors")
+    beta1: float = opt(0.9, "decay of the first moment")
+    beta2: float = opt(0.999, "decay of the second moment")
+    eps: float = opt(1e-8, "added to the root of the second moment")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = opt(
+        "constant", "shape of the learning rate after warm-up"
+    )
+    warmup_steps: int | None = opt(None, "updates of linear warm-up; null: by the proportion")
+    warmup_steps_proportion: float = opt(0.0, "warm-up as a share of all updates")
+    min_lr_ratio: float = opt(0.0, "where linear and cosine end, as a share of lr")
+    gradient_clipping: float = opt(1.0, "largest global gradient norm; 0: no clipping")
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The policy being trained."""
+
+    path: str = opt("", "Hugging Face folder or hub id of the model")
+    dtype: Literal["float32", "bfloat16"] = opt("bfloat16", "type of the weights")
+    device: Literal["cpu", "cuda"] = opt("cpu", "where the trainer runs")
+    threads: int | None = opt(None, "CPU threads of the trainer; null: its share of the cores")
+    gradient_checkpointing: bool = opt(False, "recompute activations: less memory, more time")
+    mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
+    optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
+    ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
+    eps_clip: float = opt(0.2, "the policy ratio is clipped at 1 - eps_clip")
+    eps_clip_higher: float | None = opt(None, "... and at 1 + this; null: eps_clip")
+    use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
+    behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight of a token")
+    adv_std: bool = opt(True, "divide the group's advantages by their standard deviation")
+    drop_equal_groups: bool = opt(False, "groups of equal reward are replaced by others (DAPO)")
+    reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
+    reward_bias: float = opt(0.0, "added to rewards, for learning only")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Episodes and the engines that serve them."""
+
+    workflow: str = opt("workflows.rlvr:RLVRWorkflow", "pkg.mod:Class or path/file.py:Class")
+    workflow_kwargs: dict[str, Any] = opt({}, "passed to the workflow's __init__ by name")
+    reward_fn: str = opt("", "pkg.mod:function or path/reward_score.py:compute_score")
+    backend: Literal["embedded"] = opt("embedded", "the inference server that is launched")
+    n_servers: int = opt(1, "how many servers are launched")
+    device: Literal["cpu", "cuda"] = opt("cpu", "where the servers run")
+    threads: int | None = opt(None, "CPU threads of one server; null: its share of the cores")
+    max_running_requests: int = opt(64, "sequences that one server decodes together")
+    max_head_offpolicyness: int = opt(2, "staleness bound: versions a trained token may be old")
+    late: Literal["mask", "drop"] = opt(
+        "mask", "what happens to tokens that are too old: masked, or the episode dropped"
+    )
+    max_concurrent_rollouts: int | None = opt(None, "episodes in flight; null: as staleness allows")
+    update_mode: Literal["retract", "in_place"] = opt(
+        "retract", "at a weight update, running samples recompute their cache or keep it"
+    )
+    request_timeout_s: float = opt(600.0, "deadline of one request to a server")
+    request_retries: int = opt(3, "how often a failed request is sent again")
+    setup_timeout_s: float = opt(300.0, "deadline for the servers to come up")
+    stall_timeout_s: float = opt(600.0, "the run ends with exit 6 when a batch takes longer")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    path: str = opt("", "a .jsonl file, or a data set's hub id")
+    split: str = opt("train", "split of a hub data set")
+    batch_size: int = opt(32, "rows per batch; each row becomes gconfig.n_samples samples")
+    shuffle: bool = opt(True, "a new order in every epoch, fixed by the seed")
+    max_length: int = opt(1024, "longest prompt in tokens")
+    max_rows: int | None = opt(None, "use only the first rows; null: all")
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """The held-out set is played before, during and after training."""
+
+    freq_steps: int | None = opt(None, "versions between evaluations; null: before and after only")
+    n_samples: int = opt(1, "samples per held-out row")
+    temperature: float | None = opt(None, "null: as in training")
+    greedy: bool = opt(False, "take the likeliest token")
+    success: float = opt(1.0, "a sample counts as solved when its reward reaches this")
+
+
+@dataclass(frozen=True)
+class SaverConfig:
+    freq_steps: int | None = opt(None, "versions between saved models; null: only the last")
+    export: str = opt("", "also write the last model to this folder")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["disabled", "offline", "online"] = opt("disabled", "Weights & Biases")
+    project: str = opt("arealite", "project")
+    entity: str | None = opt(None, "team or user")
+    name: str | None = opt(None, "run name; null: experiment/trial")
+    group: str | None = opt(None, "group")
+    tags: list[str] = opt([], "tags")
+
+
+@dataclass(frozen=True)
+class StatsLoggerConfig:
+    wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
+    transcripts: bool = opt(True, "write every episode to transcripts.jsonl")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    type: Literal["local"] = opt("local", "where the processes run")
+    grace_s: float = opt(10.0, "a process that was asked to stop is ended after this")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `mode: sft` trains on prompt/completion rows; `mode: rl` on episodes."""
+
+    experiment_name: str = opt("", "first half of the run's name")
+    trial_name: str = opt("trial0", "second half: the run folder is fileroot/experiment/trial")
+    fileroot: str = opt("runs", "where run folders are made")
+    mode: Literal["rl", "sft"] = opt("rl", "reinforcement learning or supervised fine-tuning")
+    seed: int = opt(1, "fixes the order of rows and all random streams")
+    tokenizer_path: str = opt("${actor.path}", "tokenizer; by default the model's own")
+    total_train_epochs: int = opt(1, "passes over the rows")
+    total_train_steps: int | None = opt(None, "stop at this version; null: by the epochs")
+    prepare: list[PrepareConfig] = opt([], "made in this order when absent")
+    actor: ActorConfig = section(ActorConfig, "the policy")
+    rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
+    gconfig: GenerationHyperparameters = section(GenerationHyperparameters, "sampling in training")
+    train_dataset: DatasetConfig = section(DatasetConfig, "rows to learn from")
+    valid_dataset: DatasetConfig = section(DatasetConfig, "held-out rows; empty path: none")
+    evaluator: EvaluatorConfig = section(EvaluatorConfig, "evaluation")
+    saver: SaverConfig = section(SaverConfig, "saved models")
+    stats_logger: StatsLoggerConfig = section(StatsLoggerConfig, "trackers")
+    scheduler: SchedulerConfig = section(SchedulerConfig, "launching")

@@ -1,0 +1,78 @@
+"""Rows of a data set: endless, in an order fixed by the seed, each with an id for life."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from arealite.config import DatasetConfig
+from arealite.errors import ConfigError
+
+Row = dict[str, Any]
+
+
+def load_rows(config: DatasetConfig, section: str) -> Any:
+    """The data set of a section, as Hugging Face `datasets` loads it. Raises ConfigError.
+
+    A path that ends in .json or .jsonl is a local file; anything else is a hub id.
+    """
+    from datasets import load_dataset  # slow to import, and the launcher never needs it
+
+    local = config.path.endswith((".json", ".jsonl"))
+    if local and not Path(config.path).is_file():
+        raise ConfigError(f"{section}.path: {config.path}: there is no such file")
+    try:
+        if local:
+            rows = load_dataset(path="json", split="train", data_files=config.path)
+        else:
+            rows = load_dataset(config.path, split=config.split)
+    except Exception as error:  # the library wraps parser errors in several types of its own
+        place = _bad_line(Path(config.path)) if local else ""
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise ConfigError(
+            f"{section}.path: {config.path}{place} cannot be loaded: {reason}"
+        ) from None
+    if config.max_rows is not None:
+        rows = rows.select(range(min(config.max_rows, len(rows))))
+    if len(rows) == 0:
+        raise ConfigError(f"{section}.path: {config.path} has no rows")
+    return rows
+
+
+def _bad_line(path: Path) -> str:
+    """Where a JSON-lines file goes wrong, for the error message."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    return f", line {number} (not an object)"
+            except ValueError:
+                return f", line {number} (not JSON)"
+    return ""
+
+
+class Rows:
+    """Endless (id, row) pairs. The id is "epoch:index", index counted in the file's own order."""
+
+    def __init__(self, rows: Any, seed: int, shuffle: bool) -> None:
+        self._rows, self._seed, self._shuffle = rows, seed, shuffle
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        epoch = 0
+        while True:
+            for index in self.order(epoch):
+                yield f"{epoch}:{index}", self._rows[index]
+            epoch += 1
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of one epoch: a pure function of seed and epoch, so a resume finds it again."""
+        order = list(range(len(self._rows)))
+        if self._shuffle:
+            random.Random(f"{self._seed}:{epoch}").shuffle(order)
+        return order

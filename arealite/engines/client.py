@@ -1,0 +1,282 @@
+"""The engine as a workflow sees it: one object in front of all inference servers.
+
+- Requests for the same prompt that are made in the same turn of the event loop travel as one
+  (`n` samples): a group costs one HTTP exchange, and its prompt is prefilled once.
+- An aborted sample is sent again with the tokens it already has; workflows never see an abort.
+- A failed request is retried on the least busy server, with a pause that doubles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from arealite.engines import sglang
+from arealite.engines.sglang import Part
+from arealite.errors import EngineError, EnginesExhausted
+from arealite.telemetry.waits import Waits, waited
+from arealite.types import ModelRequest, ModelResponse, Probe, WeightUpdate
+
+MAX_ABORTS = 64
+"""A sample that is aborted more often than this is given up: weights change far less often."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+
+
+@dataclass
+class Server:
+    """One inference server and how many samples it owes us."""
+
+    address: str
+    running: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+
+@dataclass
+class _Pending:
+    """Requests of one prompt that wait for the end of this turn of the loop."""
+
+    request: ModelRequest
+    futures: list[asyncio.Future[Part]] = field(default_factory=list)
+
+
+class RemoteEngine:
+    """A `ManagedEngine` over servers that speak SGLang's protocol."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        waits: Waits,
+        request_timeout_s: float = 600.0,
+        request_retries: int = 3,
+        update_mode: str = "retract",
+    ) -> None:
+        if not addresses:
+            raise EnginesExhausted("there is no inference server; give at least one address")
+        self.servers = [Server(address) for address in addresses]
+        self._waits = waits
+        self._timeout_s, self._retries = request_timeout_s, request_retries
+        self._update_mode = update_mode
+        self._pending: dict[Any, _Pending] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    # --- what workflows call
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        """One sample for the prompt, however often servers abort it. Raises EngineError."""
+        if request.gconfig.n_samples != 1:
+            raise EngineError(
+                "agenerate returns one sample: call it n times (asyncio.gather) with "
+                "gconfig.new(n_samples=1)"
+            )
+        prompt = list(request.input_ids)
+        part = await self._join(request)
+        tokens, logprobs, versions = part.tokens, part.logprobs, part.versions
+        aborts = itertools.count(1)
+        while part.finish == "abort" and len(tokens) < request.gconfig.max_new_tokens:
+            if (count := next(aborts)) > MAX_ABORTS:
+                raise EngineError(f"a sample was aborted {MAX_ABORTS} times")
+            if not part.tokens:  # nothing gained: do not ask again in a hot loop
+                await asyncio.sleep(min(FIRST_PAUSE_S * 2**count, LONGEST_PAUSE_S))
+            body = sglang.generate_body(
+                prompt + tokens, request.gconfig, f"{request.rid}-{count}", 1, done=len(tokens)
+            )
+            part = (await self._generate(body, 1))[0]
+            tokens, logprobs = tokens + part.tokens, logprobs + part.logprobs
+            versions = versions + part.versions
+        if not tokens:
+            raise EngineError("the server answered an empty sample")
+        stop = "stop" if part.finish == "stop" else "length"
+        return ModelResponse(prompt, tokens, logprobs, versions, stop)  # type: ignore[arg-type]
+
+    async def _join(self, request: ModelRequest) -> Part:
+        loop = asyncio.get_running_loop()
+        key = (tuple(request.input_ids), request.gconfig)
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _Pending(request)
+            loop.call_soon(self._flush, key)
+        future: asyncio.Future[Part] = loop.create_future()
+        pending.futures.append(future)
+        return await future
+
+    def _flush(self, key: Any) -> None:
+        pending = self._pending.pop(key)
+        task = asyncio.get_running_loop().create_task(self._send(pending))
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, pending: _Pending) -> None:
+        n = len(pending.futures)
+        request = pending.request
+        body = sglang.generate_body(request.input_ids, request.gconfig, request.rid, n)
+        try:
+            parts = await self._generate(body, n)
+        except Exception as error:  # handed to those who wait, whatever it is
+            for future in pending.futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, part in zip(pending.futures, parts, strict=True):
+            if not future.done():
+                future.set_result(part)
+
+    async def _generate(self, body: dict[str, Any], n: int) -> list[Part]:
+        pause = FIRST_PAUSE_S
+        for attempt in itertools.count():
+            server = min(self.servers, key=lambda s: s.running)
+            server.running += n
+            try:
+                reply = await self._post(server, "/generate", body, self._timeout_s)
+                return sglang.parse_generate(reply, n)
+            except EngineError:
+                if attempt >= self._retries:
+                    raise
+            finally:
+                server.running -= n
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+        raise AssertionError("unreachable")
+
+    # --- what the door calls
+
+    async def wait_ready(self, deadline_s: float) -> None:
+        """Returns when every server answers. Raises EnginesExhausted."""
+
+        async def ready(server: Server) -> None:
+            while True:
+                try:
+                    await self._request("GET", server, "/get_model_info", None, 5.0)
+                    return
+                except EngineError:
+                    await asyncio.sleep(0.1)
+
+        for server in self.servers:
+            await waited(
+                ready(server),
+                waits=self._waits,
+                owner=f"server {server.address}",
+                what="start-up",
+                deadline_s=deadline_s,
+                error=EnginesExhausted,
+            )
+
+    async def update_weights(self, update: WeightUpdate) -> float:
+        """Pause, load, resume and verify on every server; nothing is drained.
+
+        Returns the worst difference on the probe, in nats. Raises EnginesExhausted naming the
+        server: a run must not go on with weights that are not the trainer's.
+        """
+        return max(await asyncio.gather(*(self._update(s, update) for s in self.servers)))
+
+    async def _update(self, server: Server, update: WeightUpdate) -> float:
+        load = {
+            "model_path": update.path,
+            "weight_version": str(update.version),
+            "abort_all_requests": False,
+            "flush_cache": self._update_mode == "retract",
+        }
+        try:
+            await self._post(server, "/pause_generation", {"mode": self._update_mode})
+            reply = await self._post(server, "/update_weights_from_disk", load)
+            if not reply.get("success"):
+                raise EngineError(str(reply.get("message", "it gave no reason")))
+            await self._post(server, "/continue_generation", {})
+            probe = await self._post(server, "/generate", sglang.probe_body(update.probe.input_ids))
+            return self._verify(server, update, sglang.parse_probe(probe))
+        except EngineError as error:
+            raise EnginesExhausted(
+                f"server {server.address} did not take weights version {update.version}: {error}"
+            ) from None
+
+    def _verify(self, server: Server, update: WeightUpdate, answered: list[float]) -> float:
+        worst = _difference(update.probe, answered)
+        if not worst <= update.probe.tolerance:  # also when it is NaN
+            raise EnginesExhausted(
+                f"server {server.address} computes other log-probabilities than the trainer after "
+                f"weights version {update.version}: they differ by {worst:.3g}, at most "
+                f"{update.probe.tolerance:.3g} is allowed"
+            )
+        return worst
+
+    async def server_metrics(self) -> Mapping[str, float]:
+        """The servers' counters, summed; empty for a server that has none."""
+        total: dict[str, float] = {}
+        for server in self.servers:
+            try:
+                info = await self._request("GET", server, "/get_server_info", None, 10.0)
+            except EngineError:
+                continue
+            for key, value in info.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    total[key] = total.get(key, 0.0) + value
+        return total
+
+    async def aclose(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # --- the wire
+
+    async def _post(
+        self, server: Server, path: str, body: Mapping[str, Any], deadline_s: float | None = None
+    ) -> Any:
+        return await self._request("POST", server, path, body, deadline_s or self._timeout_s)
+
+    async def _request(
+        self, method: str, server: Server, path: str, body: Any, deadline_s: float
+    ) -> Any:
+        if self._session is None:  # made here: a session belongs to the running loop
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        timeout = aiohttp.ClientTimeout(total=deadline_s)
+        what = f"{method} {path}"
+        try:
+            with self._waits.on(f"server {server.address}", what, deadline_s):
+                async with self._session.request(
+                    method, server.url + path, json=body, timeout=timeout
+                ) as reply:
+                    if reply.status != 200:
+                        raise EngineError(
+                            f"server {server.address} answered {reply.status} to {what}: "
+                            f"{await _message(reply)}"
+                        )
+                    return await reply.json(content_type=None)
+        except TimeoutError:
+            raise EngineError(
+                f"server {server.address} did not answer {what} within {deadline_s:g} s"
+            ) from None
+        except (aiohttp.ClientError, ValueError, OSError) as error:
+            raise EngineError(f"server {server.address}: {what}: {error!r}") from None
+
+
+async def _message(reply: aiohttp.ClientResponse) -> str:
+    """The server's own words, from the shapes that servers use."""
+    text = (await reply.text(errors="replace"))[:500]
+    try:
+        body = await reply.json(content_type=None)
+    except ValueError:
+        return text
+    if isinstance(body, dict):
+        error = body.get("error", body)
+        if isinstance(error, dict):
+            return str(error.get("message", text))
+    return text
+
+
+def _difference(probe: Probe, answered: Sequence[float]) -> float:
+    if len(answered) != len(probe.logprobs):
+        return float("inf")
+    return max(abs(a - b) for a, b in zip(answered, probe.logprobs, strict=True))

@@ -1,0 +1,121 @@
+"""Every failure that arealite names, and the exit code that each one becomes.
+
+    ArealiteError
+    |-- ConfigError         2   a config, dataset row, reward file or option that cannot be used
+    |-- EpisodeError        -   costs one episode: counted by kind, its place is given back
+    |   |-- EngineError         no server answered the request within its deadline and retries
+    |   |-- Unscorable          the reward function could not score this sample
+    |   `-- WorkflowError       the user's workflow raised, or returned something malformed
+    |-- ErrorBudgetSpent    3   too many episodes failed
+    |-- CheckpointError     4   no checkpoint that can be trusted
+    |-- EnginesExhausted    5   no inference server left, or none with verified weights
+    |-- Stall               6   a wait passed its deadline
+    |-- NonFinite           7   NaN or inf on its way to the weights
+    `-- Preempted          75   asked to stop; what was done is kept, run again to go on
+
+An error outside this tree is a bug of arealite: exit 70. A failure is never a number: nothing in
+this tree is ever turned into a reward.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EXIT_BUG = 70
+
+
+class ArealiteError(Exception):
+    """A failure with a sentence for people: what happened, where, and the remedy."""
+
+    exit_code = EXIT_BUG
+
+
+class ConfigError(ArealiteError):
+    """The user's input cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class EpisodeError(ArealiteError):
+    """One episode is lost; the run goes on."""
+
+    kind = "episode"
+
+
+class EngineError(EpisodeError):
+    """No inference server answered this request."""
+
+    kind = "engine"
+
+
+class Unscorable(EpisodeError):
+    """The reward function could not score this sample."""
+
+    kind = "unscorable"
+
+
+class WorkflowError(EpisodeError):
+    """The user's workflow raised, or returned something that is not a list of trajectories."""
+
+    kind = "workflow"
+
+
+class ErrorBudgetSpent(ArealiteError):
+    """So many episodes failed that going on would only hide the cause."""
+
+    exit_code = 3
+
+
+class CheckpointError(ArealiteError):
+    """A checkpoint is missing, incomplete or damaged."""
+
+    exit_code = 4
+
+
+class EnginesExhausted(ArealiteError):
+    """No inference server is left that could serve verified weights."""
+
+    exit_code = 5
+
+
+class Stall(ArealiteError):
+    """A wait passed its deadline; the message names its owner."""
+
+    exit_code = 6
+
+
+class NonFinite(ArealiteError):
+    """NaN or inf was found before it could reach the weights."""
+
+    exit_code = 7
+
+
+class Preempted(ArealiteError):
+    """The run was asked to stop."""
+
+    exit_code = 75
+
+
+@contextmanager
+def boundary(say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """The outermost frame of every process: turns an error into one sentence and an exit code.
+
+    Raises SystemExit with the code of the error tree above. Only a bug shows a traceback, since
+    only then has the reader to look into the code.
+    """
+    tell = say or (lambda sentence: print(sentence, file=sys.stderr, flush=True))
+    try:
+        yield
+    except ArealiteError as error:
+        tell(f"arealite: {error}")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        tell("arealite: stopped by Ctrl-C")
+        raise SystemExit(Preempted.exit_code) from None
+    except Exception as error:  # the one place where a bug is caught: to give it its exit code
+        tell(f"arealite: this is a bug in arealite: {type(error).__name__}: {error}")
+        tell(traceback.format_exc())
+        raise SystemExit(EXIT_BUG) from None

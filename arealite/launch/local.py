@@ -1,0 +1,207 @@
+"""Carries a plan out on this machine: starts, watches and ends its processes.
+
+Ports are free of races: the launcher binds each server's listening socket to port 0 and hands it
+down, so the address is known before the server runs. No child outlives the launcher: each holds
+the read end of a pipe that the kernel closes with the launcher (arealite/processes.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Preempted, Stall
+from arealite.launch.plan import Plan, Prepare, Process
+from arealite.processes import LIFELINE
+
+TAIL_LINES = 20
+
+
+class Child:
+    """A running process and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+        self.process, self.name, self.log = process, name, log
+
+    def last_lines(self) -> str:
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(f"  {self.name} | {line}" for line in lines[-TAIL_LINES:])
+
+
+class Supervisor:
+    """Owns every child of a run. Use as a context: leaving it ends them all, by pid."""
+
+    def __init__(self, plan: Plan, grace_s: float) -> None:
+        self._plan, self._grace_s = plan, grace_s
+        self._children: list[Child] = []
+        self._stack = ExitStack()
+        self._asked_to_stop = 0
+
+    def __enter__(self) -> Supervisor:
+        read_end, self._lifeline = os.pipe()
+        self._read_end = read_end
+        self._stack.callback(os.close, self._lifeline)
+        self._stack.callback(os.close, read_end)
+        self._stack.callback(self._end_children)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def prepare(self, step: Prepare, say: Callable[[str], None]) -> None:
+        """Makes what is absent. Raises ConfigError naming the step when it cannot."""
+        if step.makes.exists():
+            return
+        say(f"preparing {step.makes}: {' '.join(step.command[1:])}")
+        child = self._start(Process("prepare", step.command), None)
+        try:
+            code = self._wait(child, step.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Stall(f"preparing {step.makes} took longer than {step.timeout_s:g} s") from None
+        self._children.remove(child)
+        if code or not step.makes.exists():
+            raise ConfigError(
+                f"preparing {step.makes} failed: `{' '.join(step.command)}` ended with exit "
+                f"code {code}" + ("" if code else f" and did not make {step.makes}")
+            )
+
+    def start(self) -> Child:
+        """Starts the servers and the trainer; returns the trainer."""
+        logs = self._plan.run_folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        weights = self._weights_folder()
+        addresses = []
+        for server in self._plan.servers:
+            listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            with listener:
+                host, port = listener.getsockname()[:2]
+                addresses.append(f"{host}:{port}")
+                descriptor = listener.fileno()
+                command = (*server.command, "--fd", str(descriptor))
+                process = Process(server.name, command, server.environment)
+                self._start(process, logs / f"{server.name}.log", (descriptor,))
+        environment = {
+            **self._plan.trainer.environment,
+            "AREAL_LLM_SERVER_ADDRS": ",".join(addresses),
+            "AREALITE_WEIGHTS_DIR": str(weights),
+            "AREALITE_ROLE": "trainer",
+        }
+        trainer = Process("trainer", self._plan.trainer.command, environment)
+        return self._start(trainer, logs / "trainer.log")
+
+    def watch(self, trainer: Child) -> bool:
+        """True when the trainer has ended well. Raises what ended it, or a server, else."""
+        for child in self._children:
+            code = child.process.poll()
+            if code is None:
+                continue
+            if child is trainer:
+                if code:
+                    raise _failure(child, code)
+                return True
+            if trainer.process.poll() is None:  # a server that dies first is the cause
+                raise EnginesExhausted(
+                    f"{child.name} ended with {_ending(code)}; its last lines "
+                    f"({child.log}):\n{child.last_lines()}"
+                )
+        return False
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run the clean way; the second time at once."""
+
+        def stop(signum: int, frame: object) -> None:
+            self._asked_to_stop += 1
+            if self._asked_to_stop > 1:
+                for child in self._children:
+                    child.process.kill()
+            raise Preempted(f"stopped by {signal.Signals(signum).name}")
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _weights_folder(self) -> Path:
+        shm = Path("/dev/shm")
+        folder = tempfile.mkdtemp(prefix="arealite-", dir=shm if shm.is_dir() else None)
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+    def _start(
+        self, process: Process, log: Path | None, descriptors: tuple[int, ...] = ()
+    ) -> Child:
+        environment = {**os.environ, **process.environment, LIFELINE: str(self._read_end)}
+        output: IO[bytes] | None = log.open("ab") if log else None
+        try:
+            popen = subprocess.Popen(
+                process.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                pass_fds=(self._read_end, *descriptors),
+                # Ctrl-C reaches the launcher alone, which then ends the children in order.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ConfigError(f"{process.command[0]} cannot be started: {error}") from None
+        finally:
+            if output:
+                output.close()
+        child = Child(popen, process.name, log or Path(os.devnull))
+        self._children.append(child)
+        return child
+
+    def _wait(self, child: Child, timeout_s: float) -> int:
+        return child.process.wait(timeout_s)
+
+    def _end_children(self) -> None:
+        """SIGTERM to all, the trainer first; SIGKILL to what is left after the grace."""
+        running = [c for c in reversed(self._children) if c.process.poll() is None]
+        deadline = time.monotonic() + self._grace_s
+        for child in running:
+            child.process.terminate()
+        for child in running:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+
+def _failure(child: Child, code: int) -> ArealiteError:
+    """The trainer's own error, told with its exit code, by the sentence in its log."""
+    sentence = ""
+    for line in reversed(child.log.read_text(errors="replace").splitlines()):
+        if line.startswith("arealite: "):
+            sentence = line.removeprefix("arealite: ")
+            break
+    if not sentence or code < 0 or code == 70:
+        sentence = (
+            f"the trainer ended with {_ending(code)}; its last lines ({child.log}):\n"
+            f"{child.last_lines()}"
+        )
+    error = ArealiteError(sentence)
+    error.exit_code = code if code > 0 else 70
+    return error
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"

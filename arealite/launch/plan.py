@@ -1,0 +1,206 @@
+"""Config + facts -> processes, as a pure function; `--check` prints it and starts nothing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arealite.config import Config
+from arealite.errors import ConfigError
+from arealite.launch.facts import Facts
+
+
+@dataclass(frozen=True)
+class Process:
+    """One child: its name in logs, its command and what is added to its environment."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Made before the run when `makes` is absent."""
+
+    makes: Path
+    command: tuple[str, ...]
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will run. Servers get a listening socket of the launcher's."""
+
+    run_folder: Path
+    prepare: tuple[Prepare, ...]
+    servers: tuple[Process, ...]
+    trainer: Process
+    report: tuple[str, ...]
+
+
+def make_plan(
+    config: Config,
+    facts: Facts,
+    config_path: str,
+    overrides: Sequence[str] = (),
+    trainer: Sequence[str] = ("-m", "arealite.main"),
+) -> Plan:
+    """Raises ConfigError where facts and settings contradict each other."""
+    _check(config, facts)
+    threads = _threads(config, facts)
+    arguments = ["--config", config_path, *overrides, f"actor.threads={threads['trainer']}"]
+    return Plan(
+        run_folder=Path(config.fileroot) / config.experiment_name / config.trial_name,
+        prepare=tuple(
+            Prepare(Path(step.makes), _command(step.run), step.timeout_s) for step in config.prepare
+        ),
+        servers=tuple(_servers(config, threads["server"])) if config.mode == "rl" else (),
+        trainer=Process(
+            "trainer",
+            (sys.executable, *trainer, *arguments),
+            _environment(config.actor.device, threads["trainer"], 0),
+        ),
+        report=tuple(_report(config, facts, threads)),
+    )
+
+
+def context_length(config: Config) -> int:
+    """The longest sequence that an engine may have to hold."""
+    return config.train_dataset.max_length + config.gconfig.max_new_tokens
+
+
+def _check(config: Config, facts: Facts) -> None:
+    size = config.train_dataset.batch_size
+    if facts.train_rows is not None and facts.train_rows < size:
+        raise ConfigError(
+            f"train_dataset.batch_size is {size}, but {config.train_dataset.path} has only "
+            f"{facts.train_rows} rows; lower it or make more rows"
+        )
+    longest = context_length(config) if config.mode == "rl" else config.train_dataset.max_length
+    if facts.max_positions is not None and longest > facts.max_positions:
+        raise ConfigError(
+            f"sequences may have {longest} tokens (train_dataset.max_length "
+            f"{config.train_dataset.max_length} + gconfig.max_new_tokens "
+            f"{config.gconfig.max_new_tokens}), but {config.actor.path} has "
+            f"{facts.max_positions} positions; lower one of the two"
+        )
+
+
+def _threads(config: Config, facts: Facts) -> dict[str, int]:
+    """The trainer and the servers share the cores; what runs on a GPU needs only one."""
+    n_servers = config.rollout.n_servers if config.mode == "rl" else 0
+    on_cpu = (config.actor.device == "cpu") + n_servers * (config.rollout.device == "cpu")
+    share = max(1, facts.cores // max(on_cpu, 1))
+    return {
+        "trainer": config.actor.threads or (share if config.actor.device == "cpu" else 1),
+        "server": config.rollout.threads or (share if config.rollout.device == "cpu" else 1),
+    }
+
+
+def _servers(config: Config, threads: int) -> Iterator[Process]:
+    rollout = config.rollout
+    first_gpu = 1 if config.actor.device == "cuda" else 0
+    for index in range(rollout.n_servers):
+        options = {
+            "model": config.actor.path,
+            "dtype": config.actor.dtype,
+            "device": rollout.device,
+            "threads": threads,
+            "max-running": rollout.max_running_requests,
+            "context-length": context_length(config),
+            "seed": config.seed * 1000 + index,
+        }
+        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        yield Process(
+            f"server-{index}",
+            (sys.executable, "-m", "arealite.engines.embedded", *flags),
+            _environment(rollout.device, threads, first_gpu + index),
+        )
+
+
+def _environment(device: str, threads: int, gpu: int) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if device == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    return environment
+
+
+def _command(line: str) -> tuple[str, ...]:
+    words = shlex.split(line)
+    return (sys.executable, *words[1:]) if words[0] in ("python", "python3") else tuple(words)
+
+
+def _report(config: Config, facts: Facts, threads: Mapping[str, int]) -> Iterator[str]:
+    """The plan in sentences."""
+    rows, size = facts.train_rows, config.train_dataset.batch_size
+    yield f"run folder     {config.fileroot}/{config.experiment_name}/{config.trial_name}"
+    for step in config.prepare:
+        state = "is there" if Path(step.makes).exists() else f"will be made by: {step.run}"
+        yield f"prepare        {step.makes}: {state}"
+    yield (
+        f"trainer        1 process, {config.actor.device}, {threads['trainer']} thread(s), "
+        f"{config.actor.dtype}: {config.actor.path}"
+    )
+    known = f"{rows} rows" if rows is not None else "rows not counted yet"
+    if config.mode == "sft":
+        yield f"batch          {size} rows of {config.train_dataset.path} ({known})"
+    else:
+        yield from _rollout_report(config, threads, known)
+    steps = config.total_train_steps or (
+        config.total_train_epochs * (rows // size) if rows is not None else None
+    )
+    yield f"versions       {steps if steps is not None else 'by the epochs, once rows are counted'}"
+    yield from _memory(config, facts)
+
+
+def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> Iterator[str]:
+    rollout, size, n = config.rollout, config.train_dataset.batch_size, config.gconfig.n_samples
+    yield (
+        f"servers        {rollout.n_servers} x {rollout.backend}, {rollout.device}, "
+        f"{threads['server']} thread(s), 127.0.0.1, free ports"
+    )
+    yield (
+        f"batch          {size} rows x {n} samples = {size * n} samples of "
+        f"{config.train_dataset.path} ({known})"
+    )
+    eta = rollout.max_head_offpolicyness
+    capacity = (eta + 1) * size
+    limit = rollout.max_concurrent_rollouts or capacity
+    yield (
+        f"staleness      at most {eta} versions per trained token: up to {capacity} episodes "
+        f"admitted ahead, {min(limit, capacity)} in flight"
+    )
+    yield (
+        f"sequences      up to {config.train_dataset.max_length} prompt + "
+        f"{config.gconfig.max_new_tokens} new tokens = {context_length(config)}"
+    )
+    yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or 'by the workflow'}"
+
+
+def _memory(config: Config, facts: Facts) -> Iterator[str]:
+    if facts.parameters is None:
+        yield "memory         not known before the model is there"
+        return
+    width = 2 if config.actor.dtype == "bfloat16" else 4
+    trainer = 4 * width * facts.parameters  # weights, gradients, two moments
+    yield (
+        f"memory         about {facts.parameters:,} parameters; trainer "
+        f"{_size(trainer)} for weights, gradients and AdamW, activations not counted"
+    )
+    if config.mode == "rl":
+        cache = (facts.kv_bytes_per_token or 0) * config.rollout.max_running_requests
+        cache *= context_length(config)
+        kv = f", cache {_size(cache)}" if cache else ""
+        yield f"               each server {_size(width * facts.parameters)} for weights{kv}"
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

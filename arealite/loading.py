@@ -1,0 +1,129 @@
+"""A user's code, named in the configuration: found, imported and checked before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from arealite.errors import ConfigError
+from arealite.protocols import Reward, Workflow
+
+
+def load_object(reference: str) -> Any:
+    """`pkg.mod:Name` or `path/file.py:name` -> the object. Raises ConfigError."""
+    module_name, colon, name = reference.rpartition(":")
+    if not colon or not module_name or not name:
+        raise ConfigError(f"{reference!r} names no code; write pkg.mod:Name or path/file.py:name")
+    module = _from_file(Path(module_name)) if module_name.endswith(".py") else _by_name(module_name)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        known = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
+        raise ConfigError(f"{module_name} has no {name!r}; it has {known}") from None
+
+
+def load_reward(reference: str) -> Reward:
+    """A function that can be called with (solution_str, ground_truth)."""
+    function = load_object(reference)
+    _check_call(
+        function,
+        reference,
+        ("", {}),
+        "a reward function is called as compute_score(solution_str, ground_truth)",
+    )
+    return cast(Reward, function)
+
+
+def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str, Any]) -> Workflow:
+    """Builds the workflow class with those of the offered objects that its __init__ names.
+
+    offered: gconfig, tokenizer, reward_fn. given: rollout.workflow_kwargs; each must be known.
+    """
+    cls = load_object(reference)
+    if not inspect.isclass(cls):
+        raise ConfigError(f"{reference} is not a class; a workflow is a class with arun_episode")
+    play = getattr(cls, "arun_episode", None)
+    if not inspect.iscoroutinefunction(play):
+        raise ConfigError(f"{reference} has no `async def arun_episode(self, engine, data)`")
+    _check_call(
+        play, f"{reference}.arun_episode", (None, None, {}), "it is called with engine, data"
+    )
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in given:
+        if name not in parameters and not takes_all:
+            known = ", ".join(n for n in parameters if n not in offered) or "none"
+            raise ConfigError(
+                f"rollout.workflow_kwargs.{name}: {reference} takes no such argument; "
+                f"it takes {known}"
+            )
+    arguments = {n: v for n, v in offered.items() if n in parameters} | dict(given)
+    try:
+        inspect.signature(cls).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{reference} cannot be built: {error}; its __init__ may name gconfig, tokenizer, "
+            "reward_fn, and what rollout.workflow_kwargs gives"
+        ) from None
+    return cast(Workflow, cls(**arguments))
+
+
+def _check_call(
+    function: Callable[..., Any], reference: str, arguments: tuple[Any, ...], rule: str
+) -> None:
+    if not callable(function):
+        raise ConfigError(f"{reference} is a {type(function).__name__}, not a function; {rule}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{reference}{inspect.signature(function)} does not fit: {error}; {rule}"
+        ) from None
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file (relative paths start at {Path.cwd()})")
+    # Beside itself a user's file may import its neighbours, as a script can.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    return _executed(lambda: spec.loader.exec_module(module) or module, str(path))  # type: ignore[union-attr]
+
+
+def _by_name(name: str) -> Any:
+    return _executed(lambda: importlib.import_module(name), name)
+
+
+def _executed(run: Callable[[], Any], name: str) -> Any:
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{name} cannot be imported: {error}") from None
+    except Exception as error:  # a user's module may raise anything while it is imported
+        where = _last_line(error, name)
+        raise ConfigError(
+            f"{name}{where} cannot be imported: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _last_line(error: BaseException, name: str) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f", line {error.lineno}"
+    frame = error.__traceback__
+    line = None
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename.endswith(name):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f", line {line}" if line else ""

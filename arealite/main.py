@@ -1,0 +1,51 @@
+"""The trainer process: THE loop. `arealite.launch` starts it beside the inference servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arealite.algorithms.grpo import GRPO
+from arealite.config import Config
+from arealite.data.batch import to_batch
+from arealite.run import Evaluation, open_rollouts, open_run, run_trainer
+from arealite.training.policy import Policy
+from arealite.training.sft import cross_entropy
+
+
+def train(config: Config, addresses: Sequence[str]) -> None:
+    """Rows become episodes, episodes a batch, a batch a new policy, the policy new episodes."""
+    algorithm, max_lag = GRPO(config.actor), config.rollout.max_head_offpolicyness
+    with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
+        with open_rollouts(run, addresses, algorithm.keep) as rollouts:
+            rollouts.publish(policy.export(policy.version))
+            evaluation = Evaluation(run, rollouts)
+            evaluation.wait_for(policy.version)
+            for version in range(policy.version, run.total_versions):
+                episodes = rollouts.next_batch()  # blocks; obeys the staleness rule
+                batch = to_batch(episodes, algorithm.credit, version, max_lag)
+                stats = policy.update(batch, algorithm.loss)
+                rollouts.publish(policy.export(version + 1))  # engines never drain
+                run.record(version + 1, batch.stats | stats | rollouts.stats(), episodes)
+                evaluation.start_if_due(version + 1)  # runs beside training
+                run.save_if_due(policy, version + 1)
+            evaluation.wait_for(run.total_versions)
+        run.save(policy)
+
+
+def finetune(config: Config, addresses: Sequence[str] = ()) -> None:
+    """Supervised fine-tuning: rows of prompt and completion become batches, batches a model."""
+    with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
+        for version, batch in zip(range(run.total_versions), run.sft_batches(), strict=False):
+            stats = policy.update(batch, cross_entropy)
+            policy.version = version + 1
+            run.record(version + 1, batch.stats | stats)
+        run.save(policy)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m arealite.main --config x.yaml key=value ...`."""
+    run_trainer(lambda c, addresses: (finetune if c.mode == "sft" else train)(c, addresses), argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Every extension point, as a structural type: implement the methods, inherit nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from arealite.types import Episode, ModelRequest, ModelResponse, Trajectory, WeightUpdate
+
+if TYPE_CHECKING:  # types only: this floor must start without torch
+    from torch import Tensor
+
+    from arealite.data.batch import Batch
+
+
+@runtime_checkable
+class InferenceEngine(Protocol):
+    """What a workflow sees."""
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        """One sample. Raises EngineError when no server can answer it."""
+        ...
+
+
+class ManagedEngine(InferenceEngine, Protocol):
+    """What the door sees: an engine whose weights it may change."""
+
+    async def wait_ready(self, deadline_s: float) -> None:
+        """Returns when every server answers. Raises EnginesExhausted at the deadline."""
+        ...
+
+    async def update_weights(self, update: WeightUpdate) -> float:
+        """Loads and verifies; returns the worst difference seen on the probe, in nats."""
+        ...
+
+    async def server_metrics(self) -> Mapping[str, float]:
+        """Counters summed over the servers (tokens_generated, running, waiting, ...)."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Workflow(Protocol):
+    """What a user writes for a task."""
+
+    async def arun_episode(
+        self, engine: InferenceEngine, data: Mapping[str, Any]
+    ) -> Sequence[Trajectory] | Mapping[str, Any] | None:
+        """Plays one row; None rejects it. AReaL's dict of [n, T] tensors is accepted too."""
+        ...
+
+
+class Reward(Protocol):
+    """A reward file's function: the score, or named components that are summed."""
+
+    def __call__(self, solution_str: str, ground_truth: Any) -> float | Mapping[str, float]: ...
+
+
+class Algorithm(Protocol):
+    """A learning rule: which episodes to keep, what each trajectory is worth, what to minimise."""
+
+    def keep(self, episode: Episode) -> bool:
+        """Whether the episode can teach anything; a rejected one gives its place back."""
+        ...
+
+    def credit(self, episode: Episode) -> list[float]:
+        """One advantage per trajectory of the episode."""
+        ...
+
+    def loss(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss over the batch's valid tokens, and summed statistics by name.
+
+        logprobs: [tokens] float32, the policy's log-probabilities of the sampled tokens. The
+        caller divides by the batch's global normaliser, so that k micro-batches on r ranks
+        equal one batch.
+        """
+        ...

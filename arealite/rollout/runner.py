@@ -1,0 +1,116 @@
+"""Plays episodes: a row is admitted, its workflow runs, and the result reaches the buffer.
+
+A failing episode costs itself: it is counted, told, and its place is given back. When failures
+are no longer exceptions (the first 8 all failed, or more than half of the last 64), the run ends,
+since going on would only hide the cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent, WorkflowError
+from arealite.protocols import InferenceEngine, Workflow
+from arealite.rollout.adapter import to_trajectories
+from arealite.rollout.buffer import Buffer
+from arealite.types import Episode, Trajectory
+
+FIRST, LAST = 8, 64
+
+Tell = Callable[..., None]
+"""tell(episode, fate, error=None): how an episode ended, for people. A failed one is empty."""
+
+
+class ErrorBudget:
+    """Pure bookkeeping of successes and failures."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._recent: deque[bool] = deque(maxlen=LAST)
+
+    def spend(self, ok: bool) -> bool:
+        """Books one end; True when the budget is spent."""
+        self._ended += 1
+        self._recent.append(ok)
+        failed = len(self._recent) - sum(self._recent)
+        return (self._ended == FIRST and failed == FIRST) or (
+            len(self._recent) == LAST and failed > LAST // 2
+        )
+
+
+async def play(
+    workflow: Workflow, engine: InferenceEngine, sample_id: str, row: Mapping[str, Any]
+) -> Sequence[Trajectory]:
+    """One episode's trajectories; empty if the workflow rejected the row. Raises EpisodeError."""
+    try:
+        result = await workflow.arun_episode(engine, row)
+        return to_trajectories(result)
+    except ArealiteError as error:
+        error.add_note(f"row {sample_id}")
+        raise
+    except Exception as error:  # user code may raise anything; only this episode is lost
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise WorkflowError(
+            f"row {sample_id}: {type(workflow).__name__}: {type(error).__name__}: {error} "
+            f"({frame.filename}, line {frame.lineno})"
+        ) from error
+
+
+class Runner:
+    """Keeps as many episodes in flight as the buffer has room for."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        engine: InferenceEngine,
+        workflow: Workflow,
+        rows: Iterator[tuple[str, Mapping[str, Any]]],
+        keep: Callable[[Episode], bool],
+        tell: Tell,
+    ) -> None:
+        self._buffer, self._engine, self._workflow = buffer, engine, workflow
+        self._rows, self._keep, self._tell = rows, keep, tell
+        self._budget = ErrorBudget()
+
+    async def run(self) -> None:
+        """Until cancelled. Cancelling ends the episodes in flight too."""
+        try:
+            async with asyncio.TaskGroup() as episodes:
+                while True:
+                    version = await self._buffer.admit()
+                    sample_id, row = next(self._rows)
+                    episodes.create_task(self._episode(sample_id, row, version))
+        except* Exception as group:
+            self._buffer.fail(_first(group))
+
+    async def _episode(self, sample_id: str, row: Mapping[str, Any], version: int) -> None:
+        try:
+            trajectories = await play(self._workflow, self._engine, sample_id, row)
+        except EpisodeError as error:
+            self._buffer.give_back("failed")
+            self._tell(Episode(sample_id, version, (), row), "failed", error=error)
+            if self._budget.spend(ok=False):
+                raise ErrorBudgetSpent(
+                    f"too many episodes failed; the last one: {error} "
+                    "(every failure is in transcripts.jsonl)"
+                ) from error
+            return
+        self._budget.spend(ok=True)
+        episode = Episode(sample_id, version, tuple(trajectories), row)
+        if not trajectories or not self._keep(episode):
+            self._buffer.give_back("filtered")
+            self._tell(episode, "filtered")
+            return
+        self._buffer.accept(episode)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    """The cause inside nested groups: the first error that is not itself a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

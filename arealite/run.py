@@ -1,0 +1,289 @@
+"""One run's surroundings: its folder, telemetry, rows, engines and evaluations.
+
+The composition root: here the parts are built from the configuration, so that the loop in main.py
+(or in a user's own script) shows nothing but the learning.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from arealite.config import Config, to_yaml
+from arealite.config.cli import load_from_argv
+from arealite.data.batch import Batch
+from arealite.data.rows import Rows, load_rows
+from arealite.engines.client import RemoteEngine
+from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
+from arealite.loading import load_reward, load_workflow
+from arealite.processes import follow_parent
+from arealite.protocols import Workflow
+from arealite.rewards.scorer import Scorer
+from arealite.rollout.door import Limits, Rollouts
+from arealite.telemetry.curves import draw_curves
+from arealite.telemetry.metrics import Recorder, wandb_sink
+from arealite.telemetry.run_folder import RunFolder, write_atomically
+from arealite.telemetry.status import Status
+from arealite.telemetry.summary import summarise
+from arealite.telemetry.transcripts import Transcripts
+from arealite.telemetry.waits import Waits
+from arealite.training.checkpoint import save_model
+from arealite.training.model import load_tokenizer
+from arealite.training.policy import Policy
+from arealite.training.sft import epochs, to_samples
+from arealite.types import Episode, GenerationHyperparameters
+
+ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
+"""Environment variable with the servers' host:port, separated by commas."""
+
+
+class Run:
+    """What the loop needs to know and to tell. Made by open_run."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.waits = Waits()
+        self.status = Status(folder, self.waits)
+        self.transcripts = (
+            Transcripts(folder, alarm=self.status.alarm)
+            if config.stats_logger.transcripts
+            else None
+        )
+        wandb = config.stats_logger.wandb
+        sink = wandb_sink(
+            wandb.mode,
+            project=wandb.project,
+            entity=wandb.entity,
+            name=wandb.name or f"{config.experiment_name}/{config.trial_name}",
+            group=wandb.group,
+            tags=wandb.tags,
+            config={"yaml": to_yaml(config)},
+            folder=folder.path,
+        )
+        self._recorder = Recorder(folder, [sink], alarm=self.status.alarm)
+        self._started: float | None = None
+
+    # --- what the configuration means for this run
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.config.tokenizer_path)
+
+    @cached_property
+    def rows(self) -> Any:
+        rows = load_rows(self.config.train_dataset, "train_dataset")
+        if len(rows) < self.config.train_dataset.batch_size:
+            raise ConfigError(
+                f"train_dataset.batch_size is {self.config.train_dataset.batch_size}, but "
+                f"{self.config.train_dataset.path} has only {len(rows)} rows"
+            )
+        return rows
+
+    @cached_property
+    def total_versions(self) -> int:
+        """Where the run ends: total_train_steps, or the epochs' whole batches."""
+        per_epoch = len(self.rows) // self.config.train_dataset.batch_size
+        return self.config.total_train_steps or self.config.total_train_epochs * per_epoch
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer updates in the whole run; the learning-rate schedule ends there."""
+        minibatches = 1 if self.config.mode == "sft" else self.config.actor.ppo_n_minibatches
+        return self.total_versions * minibatches
+
+    def sft_batches(self) -> Iterator[Batch]:
+        """Endless batches of prompt/completion rows."""
+        dataset = self.config.train_dataset
+        samples = to_samples(self.rows, self.tokenizer, dataset.max_length, "train_dataset")
+        return epochs(samples, dataset.batch_size, self.config.seed)
+
+    # --- what the loop tells
+
+    def record(
+        self, version: int, metrics: Mapping[str, float], episodes: Sequence[Episode] = ()
+    ) -> None:
+        """One version's line in metrics.jsonl and the trackers; its episodes to the transcripts."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now - metrics.get("time/update_s", 0.0)
+        done, left = version, self.total_versions - version
+        eta = (now - self._started) / max(done, 1) * left
+        self.status.set(phase="training", version=version, eta_s=round(eta, 1))
+        self._recorder.record(version, metrics)
+        if self.transcripts is not None and episodes:
+            for episode in episodes:
+                self.transcripts.write(
+                    episode.sample_id,
+                    episode.version,
+                    "trained",
+                    episode.trajectories,
+                    query=dict(episode.row),
+                    trained_version=version,
+                )
+            self.transcripts.flush()
+
+    def record_evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
+        self._recorder.record(version, metrics)
+        if self.transcripts is not None:
+            self.transcripts.flush()
+
+    def save_if_due(self, policy: Policy, version: int) -> None:
+        every = self.config.saver.freq_steps
+        if every and version % every == 0 and version < self.total_versions:
+            save_model(
+                policy.model, self.tokenizer, self.folder.checkpoints / str(version), version
+            )
+
+    def save(self, policy: Policy) -> None:
+        """The last model: checkpoints/<version>, and saver.export where it is given."""
+        self.status.set(phase="saving")
+        folder = self.folder.checkpoints / str(policy.version)
+        save_model(policy.model, self.tokenizer, folder, policy.version)
+        if self.config.saver.export:
+            save_model(policy.model, self.tokenizer, Path(self.config.saver.export), policy.version)
+
+    def close(self) -> None:
+        self._recorder.close()
+        if self.transcripts is not None:
+            self.transcripts.close()
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator[Run]:
+    """Opens the run folder and telemetry; at the end draws the curves and writes the summary.
+
+    A run folder that already holds a run is moved aside, never overwritten.
+    """
+    folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
+    folder.create()
+    write_atomically(folder.config, to_yaml(config))
+    run = Run(config, folder)
+    run.status.set(phase="starting", version=0, total_versions=run.total_versions, mode=config.mode)
+    try:
+        yield run
+    except BaseException as error:
+        sentence = str(error) if isinstance(error, ArealiteError) else repr(error)
+        run.status.set(phase="failed", error=sentence)
+        run.close()
+        raise
+    run.close()
+    draw_curves(folder, staleness_bound=config.rollout.max_head_offpolicyness)
+    run.status.set(phase="done", eta_s=0.0)
+    run.status.flush()
+    write_atomically(folder.summary, summarise(folder))
+
+
+def open_rollouts(
+    run: Run, addresses: Sequence[str], keep: Callable[[Episode], bool] = lambda episode: True
+) -> Rollouts:
+    """The door to the episodes of this run, over the servers at these addresses (host:port)."""
+    config = run.config
+    engine = RemoteEngine(
+        addresses,
+        run.waits,
+        request_timeout_s=config.rollout.request_timeout_s,
+        request_retries=config.rollout.request_retries,
+        update_mode=config.rollout.update_mode,
+    )
+    held_out: list[tuple[str, Mapping[str, Any]]] = []
+    if config.valid_dataset.path:
+        rows = load_rows(config.valid_dataset, "valid_dataset")
+        held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
+    limits = Limits(
+        batch_size=config.train_dataset.batch_size,
+        eta=config.rollout.max_head_offpolicyness,
+        late=config.rollout.late,
+        max_running=config.rollout.max_concurrent_rollouts,
+        setup_timeout_s=config.rollout.setup_timeout_s,
+        stall_timeout_s=config.rollout.stall_timeout_s,
+        eval_concurrency=2 * config.rollout.max_running_requests,
+        eval_success=config.evaluator.success,
+    )
+    return Rollouts(
+        engine,
+        _workflow(run, config.gconfig),
+        Rows(run.rows, config.seed, config.train_dataset.shuffle),
+        limits,
+        keep=keep,
+        eval_workflow=_workflow(run, _eval_gconfig(config)),
+        eval_rows=held_out,
+        status=run.status,
+        transcripts=run.transcripts,
+        waits=run.waits,
+    )
+
+
+def _workflow(run: Run, gconfig: GenerationHyperparameters) -> Workflow:
+    rollout = run.config.rollout
+    offered: dict[str, Any] = {"gconfig": gconfig, "tokenizer": run.tokenizer}
+    if rollout.reward_fn:
+        offered["reward_fn"] = Scorer(load_reward(rollout.reward_fn), rollout.reward_fn)
+    return load_workflow(rollout.workflow, offered, rollout.workflow_kwargs)
+
+
+def _eval_gconfig(config: Config) -> GenerationHyperparameters:
+    evaluator = config.evaluator
+    temperature = evaluator.temperature or config.gconfig.temperature
+    return config.gconfig.new(
+        n_samples=evaluator.n_samples, temperature=temperature, greedy=evaluator.greedy
+    )
+
+
+class Evaluation:
+    """Held-out evaluations: before and after training waited for, in between beside it."""
+
+    def __init__(self, run: Run, rollouts: Rollouts) -> None:
+        self._run, self._rollouts = run, rollouts
+        self._open: dict[int, concurrent.futures.Future[dict[str, float]]] = {}
+
+    def start_if_due(self, version: int) -> None:
+        """Collects what has ended; starts one every evaluator.freq_steps versions."""
+        for done in [v for v, future in self._open.items() if future.done()]:
+            self._collect(done)
+        every = self._run.config.evaluator.freq_steps
+        if every and version % every == 0 and version < self._run.total_versions:
+            self._start(version)
+
+    def wait_for(self, version: int) -> None:
+        """Evaluates this version and waits, so that its number is of this version alone."""
+        if not self._run.config.valid_dataset.path:
+            return
+        self._run.status.set(phase="evaluating")
+        self._start(version)
+        for open_version in list(self._open):
+            self._collect(open_version)
+
+    def _start(self, version: int) -> None:
+        if self._run.config.valid_dataset.path:
+            self._open[version] = self._rollouts.evaluate(version)
+
+    def _collect(self, version: int) -> None:
+        self._run.record_evaluation(version, self._open.pop(version).result())
+
+
+def run_trainer(
+    train: Callable[[Config, Sequence[str]], None], argv: Sequence[str] | None = None
+) -> None:
+    """The outermost frame of a trainer process that the launcher started; does not return errors.
+
+    The servers' addresses come from AREAL_LLM_SERVER_ADDRS.
+    """
+    follow_parent()
+    signal.signal(signal.SIGTERM, _preempt)
+    with ExitStack() as stack:
+        stack.enter_context(boundary())
+        config = load_from_argv(argv)
+        addresses = [a for a in os.environ.get(ADDRESSES, "").split(",") if a]
+        train(config, addresses)
+
+
+def _preempt(signum: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second time at once
+    raise Preempted("stopped by SIGTERM")

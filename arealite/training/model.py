@@ -1,0 +1,57 @@
+"""Hugging Face models and tokenizers, loaded with errors that name the setting."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from arealite.config import ActorConfig
+from arealite.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(config: ActorConfig) -> nn.Module:
+    """The causal language model of actor.path, without dropout. Raises ConfigError."""
+    from transformers import AutoModelForCausalLM
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("actor.device: cuda was asked for, but torch sees no GPU; use cpu")
+    model = _loaded(AutoModelForCausalLM.from_pretrained, config.path, dtype=DTYPES[config.dtype])
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):  # ratios compare two forwards: noise would spoil them
+            module.p = 0.0
+    model.config.use_cache = False
+    return model.to(config.device).train()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return _loaded(AutoTokenizer.from_pretrained, path)
+
+
+def _loaded(load: Any, path: str, **options: Any) -> Any:
+    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
+    if looks_local and not Path(path).is_dir():
+        raise ConfigError(f"actor.path: {path}: there is no such folder")
+    try:
+        return load(os.path.expanduser(path), **options)
+    except Exception as error:  # the hub client and the parsers raise a dozen types
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"actor.path: {path} cannot be loaded: {reason} "
+            "(give a Hugging Face folder, or a hub id that this machine can reach)"
+        ) from None
+
+
+def use_threads(n: int | None) -> None:
+    """Limits torch's CPU threads; None leaves torch's own choice."""
+    if n is not None:
+        torch.set_num_threads(n)

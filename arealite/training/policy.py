@@ -1,0 +1,142 @@
+"""The policy: a Hugging Face model, its optimizer, and the step from one version to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from arealite.config import Config
+from arealite.data.batch import Batch, MicroBatch, Sample, micro_batches
+from arealite.errors import NonFinite
+from arealite.training.logprobs import check_model, token_logprobs
+from arealite.training.model import load_model, use_threads
+from arealite.training.optim import build_optimizer, clip_gradients, learning_rate
+from arealite.training.weights import Publisher, make_probe, weights_folder
+from arealite.types import WeightUpdate
+
+Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Policy:
+    """What is trained. `version` counts published policies; 0 is the model as loaded."""
+
+    def __init__(self, model: nn.Module, config: Config, total_updates: int) -> None:
+        self.model, self.config = model, config
+        self.version = 0
+        self.optimizer = build_optimizer(model, config.actor.optimizer)
+        self._updates, self._total_updates = 0, total_updates
+        self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
+        self._publisher: Publisher | None = None
+
+    @classmethod
+    def load(cls, config: Config, total_updates: int) -> Policy:
+        """The policy at version 0. total_updates: where the learning-rate schedule ends.
+
+        Raises ConfigError naming actor.path when the model cannot be loaded or is unfit."""
+        use_threads(config.actor.threads)
+        torch.manual_seed(config.seed)
+        model = load_model(config.actor)
+        check_model(model)
+        return cls(model, config, total_updates)
+
+    def update(self, batch: Batch, loss: Loss) -> dict[str, float]:
+        """One version's training step: one optimizer update per minibatch. Flat metrics.
+
+        The loss is summed over micro-batches and divided once by the minibatch's share of the
+        global token count, so the cut into micro-batches never shows. Raises NonFinite before
+        anything but finite numbers could reach the weights.
+        """
+        started = time.monotonic()
+        sums: defaultdict[str, float] = defaultdict(float)
+        parts = _split(batch, self.config.actor.ppo_n_minibatches)
+        budget = self.config.actor.mb_spec.max_tokens_per_mb
+        pieces = [list(micro_batches(part, budget)) for part, _ in parts]
+        if len(parts) > 1:  # later updates are measured against the policy that took the batch
+            pieces = [[self._annotate(m) for m in piece] for piece in pieces]
+        for piece, (_, n_tokens) in zip(pieces, parts, strict=True):
+            for micro in piece:
+                for name, value in self._backward(micro, loss, n_tokens).items():
+                    sums[name] += value
+            sums["grad_norm"] += self._step()
+        seconds = time.monotonic() - started
+        return self._stats(sums, batch, len(parts), seconds)
+
+    def export(self, version: int) -> WeightUpdate:
+        """Writes the weights as a complete folder, with the probe that a right engine answers."""
+        if self._publisher is None:
+            self._publisher = Publisher(weights_folder())
+        path = self._publisher.write(self.model, version)
+        self.version = version
+        vocabulary = int(self.model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
+        return WeightUpdate(version, str(path), make_probe(self.model, vocabulary))
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+
+    def _backward(self, micro: MicroBatch, loss: Loss, n_tokens: int) -> dict[str, float]:
+        micro = micro.to(self.config.actor.device)
+        logprobs, entropy = token_logprobs(self.model, micro, self._temperature)
+        total, stats = loss(logprobs, micro)
+        if not torch.isfinite(total):
+            raise NonFinite(f"the loss is {float(total)} at version {self.version + 1}")
+        (total / n_tokens).backward()  # type: ignore[no-untyped-call]
+        stats |= {"policy": total.detach(), "entropy": entropy.sum()}
+        return {name: float(value) for name, value in stats.items()} | {
+            "tokens": float(len(micro.targets))
+        }
+
+    def _step(self) -> float:
+        rate = learning_rate(self.config.actor.optimizer, self._updates, self._total_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for parameter in self.model.parameters():
+            if parameter.grad is None:  # a batch that teaches nothing still moves AdamW's moments
+                parameter.grad = torch.zeros_like(parameter)
+        norm = clip_gradients(
+            self.model.parameters(), self.config.actor.optimizer.gradient_clipping
+        )
+        if not math.isfinite(norm):
+            raise NonFinite(f"the gradient norm is {norm} at version {self.version + 1}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._updates += 1
+        return norm
+
+    @torch.no_grad()
+    def _annotate(self, micro: MicroBatch) -> MicroBatch:
+        on_device = micro.to(self.config.actor.device)
+        prox, _ = token_logprobs(self.model, on_device, self._temperature)
+        return dataclasses.replace(on_device, prox=prox)
+
+    def _stats(
+        self, sums: dict[str, float], batch: Batch, updates: int, seconds: float
+    ) -> dict[str, float]:
+        tokens = max(sums.pop("tokens", 0.0), 1.0)
+        norm = sums.pop("grad_norm") / updates
+        stats = {f"loss/{name}": value / tokens for name, value in sums.items()}
+        stats |= {
+            "loss/policy": sums.get("policy", 0.0) / batch.n_tokens,
+            "loss/grad_norm": norm,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "time/update_s": seconds,
+            "train/tokens_per_s": sum(len(s.tokens) for s in batch.samples) / max(seconds, 1e-9),
+        }
+        return stats
+
+
+def _split(batch: Batch, parts: int) -> list[tuple[Sequence[Sample], int]]:
+    """Minibatches with their share of the global token count; every part-th sample."""
+    if parts == 1:
+        return [(batch.samples, batch.n_tokens)]
+    share = max(batch.n_tokens // parts, 1)
+    return [(batch.samples[i::parts], share) for i in range(parts)]

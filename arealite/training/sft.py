@@ -1,0 +1,69 @@
+"""Supervised fine-tuning: rows of prompt and completion, loss on the completion only.
+
+It shares the policy's step with reinforcement learning; only the loss differs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from arealite.data.batch import Batch, MicroBatch, Sample
+from arealite.errors import ConfigError
+
+
+def cross_entropy(logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed negative log-likelihood of the completions' tokens."""
+    return -logprobs.sum(), {}
+
+
+def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list[Sample]:
+    """Tokenised rows. The prompt is a user's turn of the chat template; the end token is learned.
+
+    rows: columns `prompt` (text or chat messages) and `completion`. Raises ConfigError.
+    """
+    for column in ("prompt", "completion"):
+        if column not in rows.column_names:
+            raise ConfigError(
+                f"{section}.path: rows need the columns prompt and completion, "
+                f"they have {', '.join(rows.column_names)}"
+            )
+    prompts = _encode(tokenizer, [_chat(tokenizer, prompt) for prompt in rows["prompt"]])
+    answers = _encode(tokenizer, [str(text) for text in rows["completion"]])
+    samples = []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        tokens = [*prompt, *answer, tokenizer.eos_token_id]
+        if len(tokens) > max_length:
+            raise ConfigError(
+                f"{section}: row {index} has {len(tokens)} tokens, more than {section}.max_length "
+                f"= {max_length}; raise it or shorten the row"
+            )
+        trained = range(len(prompt), len(tokens))
+        samples.append(Sample(tokens, trained, [0.0] * len(trained), 1.0))
+    return samples
+
+
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches in an order fixed by the seed; a last incomplete batch is left out."""
+    epoch = 0
+    while True:
+        order = list(range(len(samples)))
+        random.Random(f"{seed}:{epoch}").shuffle(order)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = [samples[i] for i in order[start : start + batch_size]]
+            yield Batch(chosen, sum(len(s.trained) for s in chosen))
+        epoch += 1
+
+
+def _chat(tokenizer: Any, prompt: Any) -> str:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if tokenizer.chat_template is None:
+        return "".join(m["content"] for m in messages)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # type: ignore[no-any-return]
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]

@@ -1,0 +1,208 @@
+"""The vocabulary: plain frozen data that every floor speaks. Standard library only.
+
+A row becomes requests, a request a response, a response a trajectory, the trajectories of one
+row an episode, the episodes a batch. A *version* counts published policies; version 0 is the
+model that the run starts from.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+StopReason = Literal["stop", "length"]
+
+NOT_SAMPLED = -1
+"""The version of a token that no policy sampled: the prompt, a tool's output."""
+
+
+@dataclass(frozen=True)
+class GenerationHyperparameters:
+    """How to sample. The names are AReaL's; the meaning of each is the engines' common one."""
+
+    n_samples: int = field(default=1, metadata={"help": "samples per row: the size of the group"})
+    max_new_tokens: int = field(default=256, metadata={"help": "longest completion, in tokens"})
+    min_new_tokens: int = field(default=0, metadata={"help": "stop tokens are barred before this"})
+    greedy: bool = field(default=False, metadata={"help": "take the likeliest token"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature, > 0"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus: smallest mass kept, 1 is all"})
+    top_k: int = field(default=-1, metadata={"help": "how many tokens are kept, -1 is all"})
+    stop_token_ids: tuple[int, ...] = field(default=(), metadata={"help": "ids that end it"})
+    stop: tuple[str, ...] = field(default=(), metadata={"help": "strings that end it"})
+    seed: int | None = field(default=None, metadata={"help": "fixes the samples of one request"})
+
+    def __post_init__(self) -> None:
+        for name, ok, rule in (
+            ("n_samples", self.n_samples >= 1, "at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens,
+             "between 0 and max_new_tokens"),
+            ("temperature", self.temperature > 0, "above 0 (for the likeliest token: greedy=true)"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (all) or at least 1"),
+        ):  # fmt: skip
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be {rule}")
+
+    def new(self, **changes: Any) -> GenerationHyperparameters:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def new_with_stop_and_pad_token_ids(self, tokenizer: Any) -> GenerationHyperparameters:
+        """A copy that also stops at the tokenizer's end and padding tokens."""
+        ids = {*self.stop_token_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        return replace(self, stop_token_ids=tuple(sorted(ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One prompt for the engine, as token ids; text never crosses this line."""
+
+    input_ids: Sequence[int]
+    gconfig: GenerationHyperparameters = GenerationHyperparameters()
+    rid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResponse:
+    """One sample. The three output lists have one entry per sampled token.
+
+    output_logprobs: log pi_v(token | prefix) under the sampling temperature actually used, in
+        nats, before any top-p or top-k cut.
+    output_versions: v, the policy version that sampled the token, stamped by the server.
+    """
+
+    input_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    output_logprobs: Sequence[float]
+    output_versions: Sequence[int]
+    stop_reason: StopReason
+
+    @property
+    def input_len(self) -> int:
+        return len(self.input_tokens)
+
+    @property
+    def output_len(self) -> int:
+        return len(self.output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A token stream with its reward. The four lists have one length T; checked here, once.
+
+    loss_mask: 1 where the policy sampled the token, else 0. logprobs: as in ModelResponse, 0
+    where the mask is 0. versions: NOT_SAMPLED where the mask is 0. truncated: the sample ended
+    by its length. components: the reward's named parts. text: the sampled text, for people.
+
+    Raises ValueError with the first rule that does not hold.
+    """
+
+    tokens: Sequence[int]
+    loss_mask: Sequence[int]
+    logprobs: Sequence[float]
+    versions: Sequence[int]
+    reward: float
+    components: Mapping[str, float] = field(default_factory=dict)
+    truncated: bool = False
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.tokens), len(self.loss_mask), len(self.logprobs), len(self.versions)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"tokens, loss_mask, logprobs and versions have {len(self.tokens)}, "
+                f"{len(self.loss_mask)}, {len(self.logprobs)} and {len(self.versions)} entries; "
+                "they must have one length"
+            )
+        if not set(self.loss_mask) <= {0, 1}:
+            raise ValueError("loss_mask may hold only 0 and 1")
+        if 1 not in self.loss_mask:
+            raise ValueError("no token is marked as sampled (loss_mask is all 0)")
+        if self.loss_mask[0]:
+            raise ValueError("the first token cannot be a sampled one: it has no prefix")
+        if not all(map(math.isfinite, self.logprobs)):
+            raise ValueError("a log-probability is not finite")
+        if any(m and v < 0 for m, v in zip(self.loss_mask, self.versions, strict=True)):
+            raise ValueError("a sampled token has no version")
+        if not isinstance(self.reward, int | float) or not math.isfinite(self.reward):
+            raise ValueError(f"the reward is {self.reward!r}, it must be a finite number")
+
+    @classmethod
+    def from_response(
+        cls,
+        response: ModelResponse,
+        reward: float | Mapping[str, float],
+        text: str | None = None,
+    ) -> Trajectory:
+        """The single-turn case: the prompt is context, every output token is trained.
+
+        A mapping of named rewards is summed, and its parts are kept as components.
+        """
+        components = dict(reward) if isinstance(reward, Mapping) else {}
+        total = sum(components.values()) if isinstance(reward, Mapping) else reward
+        n, m = response.input_len, response.output_len
+        return cls(
+            tokens=[*response.input_tokens, *response.output_tokens],
+            loss_mask=[0] * n + [1] * m,
+            logprobs=[0.0] * n + list(response.output_logprobs),
+            versions=[NOT_SAMPLED] * n + list(response.output_versions),
+            reward=total,
+            components=components,
+            truncated=response.stop_reason == "length",
+            text=text,
+        )
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens the policy sampled."""
+        return sum(self.loss_mask)
+
+    @property
+    def oldest_version(self) -> int:
+        """The version of the oldest sampled token."""
+        return min(v for v, m in zip(self.versions, self.loss_mask, strict=True) if m)
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """All trajectories of one row: the group, carried by identity and never by a stride.
+
+    sample_id: "epoch:index" of the row. version: the published version when it was admitted.
+    row: the data that was played.
+    """
+
+    sample_id: str
+    version: int
+    trajectories: tuple[Trajectory, ...]
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> float:
+        """Mean reward over the trajectories."""
+        return sum(t.reward for t in self.trajectories) / len(self.trajectories)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Known tokens with the trainer's own log-probabilities: what a right engine must answer.
+
+    logprobs[i] is log pi(input_ids[i + 1] | input_ids[: i + 1]) at temperature 1, in nats.
+    """
+
+    input_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """A policy on its way to the engines: a complete Hugging Face folder and its probe."""
+
+    version: int
+    path: str
+    probe: Probe

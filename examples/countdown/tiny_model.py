@@ -1,0 +1,138 @@
+"""Makes the tiny Qwen2 model of the demonstration: random weights, a small tokenizer, one folder.
+
+    python examples/countdown/tiny_model.py --out models/tiny-qwen2 --seed 1
+
+The folder is an ordinary Hugging Face one (AutoTokenizer and AutoModelForCausalLM load it). The
+tokenizer knows the fixed phrases of the Countdown task and the numbers to 199 as one token each,
+which keeps sequences short, and falls back to bytes, so that it can encode any text and gives every
+text back unchanged. The model knows nothing: supervised fine-tuning warms it up.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+LARGEST_NUMBER = 199
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PHRASES = (
+    # chat frame
+    "system\n",
+    "user\n",
+    "assistant\n",
+    "\n",
+    # the task's sentences, see countdown.py
+    "Using the numbers [",
+    "], create an equation that equals ",
+    ". You can use basic arithmetic operations (+, -, *, /) and each number can only be used once. "
+    "Show your work in <think> </think> tags. And return the final answer in <answer> </answer> "
+    "tags, for example <answer> (1 + 2) / 3 </answer>.",
+    ".",
+    # what completions are made of
+    "<think>\n",
+    "\n</think>\n<answer> ",
+    " </answer>",
+    " + ",
+    " - ",
+    " * ",
+    " / ",
+    " = ",
+    ", ",
+    ": ",
+    "(",
+    ")",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as the base alphabet; phrases and numbers above it as longest matches."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {token: index for index, token in enumerate((*SPECIAL, *alphabet))}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # A digit is in the byte alphabet already; longer numbers and phrases come on top.
+    numbers = [str(number) for number in range(10, LARGEST_NUMBER + 1)]
+    whole = [AddedToken(text, normalized=False) for text in (*PHRASES, *numbers)]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL])
+    tokenizer.add_tokens(whole)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of about one million parameters with random weights that depend on the seed only."""
+    config = Qwen2Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config)
+
+
+def save(out: Path, seed: int) -> int:
+    """Write the folder whole or not at all; returns the number of parameters."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        tokenizer.save_pretrained(temporary)
+        model.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.rename(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--seed", type=int, default=1, help="of the random weights")
+    options = parser.parse_args(arguments)
+    try:
+        parameters = save(options.out, options.seed)
+    except OSError as error:
+        print(f"tiny_model.py: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{parameters:,} parameters in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

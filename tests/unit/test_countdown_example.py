@@ -1,0 +1,310 @@
+"""The Countdown example: reward, data, demonstrations, and the tiny model's folder."""
+
+import importlib.util
+import itertools
+import json
+import operator
+import random
+import re
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "countdown"
+
+
+def _load(name: str) -> ModuleType:
+    """The example's file as a module, as a configuration would load it: by path."""
+    spec = importlib.util.spec_from_file_location(f"countdown_example_{name}", EXAMPLE / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+countdown = _load("countdown")
+reward_score = _load("reward_score")
+score = reward_score.compute_score
+
+GAME = {"target": 24, "numbers": [3, 5, 7, 8]}
+
+
+def _answered(expression: str) -> str:
+    return f"<think>\n1\n</think>\n<answer> {expression} </answer>"
+
+
+# --- reward
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        (_answered("(7 - (5 - 3)) * 8"), 0.1, 0.1),  # the wrong value: 40
+        (_answered("(7 - 5) * (8 + 3) + 2"), 0.1, 0.1),  # 24, but 2 is not given
+        (_answered("3 * 8"), 0.1, 1.0),
+        (_answered("(7 - 5 + 3 - 2) * 8"), 0.1, 0.1),
+        (_answered("3 * 8 * (7 - 5) / (7 - 5)"), 0.1, 0.1),  # 5 and 7 twice
+        ("(7 - 5) * 3 * 8", 0.0, 0.0),
+        ("<answer>3 * 8", 0.0, 0.0),
+        ("", 0.0, 0.0),
+        (_answered("none"), 0.1, 0.1),
+    ],
+)
+def test_scores(text: str, strict: float, flexible: float) -> None:
+    assert score(text, GAME) == strict
+    assert score(text, GAME, method="flexible") == flexible
+
+
+def test_right_answers_score_one_and_the_last_answer_counts() -> None:
+    game = {"target": 31, "numbers": [7, 3, 10]}
+    right, wrong = "<answer> (7 * 3) + 10 </answer>", "<answer> 7 + 3 + 10 </answer>"
+    assert score(right, game) == score(wrong + right, game) == 1.0
+    assert score(right + wrong, game) == 0.1
+    assert score(right, game, score=5.0) == 5.0
+    assert score(wrong, game, format_score=0.0) == 0.0
+    assert score("<answer>8 / 3 * 3</answer>", {"target": 8, "numbers": [3, 8, 3]}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "numbers"),
+    [
+        ("3.5*2", 7, [3, 5, 2]),
+        ("7//2+9", 12, [7, 2, 9]),
+        ("2**5+1", 33, [2, 5, 1]),
+        ("35 + 2", 37, [3, 5, 2]),  # digits glued together
+        ("(1 + 2) / 3", 24, [3, 5, 7, 8]),  # the prompt's example
+        ("-3 + 8", 5, [3, 8]),
+        ("7 * 3 + 10 = 31", 31, [7, 3, 10]),
+        ("31", 31, [7, 3, 10]),
+        ("7 * 3 + 10 <answer>", 31, [7, 3, 10]),
+        ("9**9**9**9", 1, [9, 9, 9, 9]),
+        ("\u0667 * 3 + 10", 31, [7, 3, 10]),
+    ],
+)
+def test_hacks_earn_no_more_than_the_format(answer: str, target: int, numbers: list[int]) -> None:
+    for method in ("strict", "flexible"):
+        assert score(_answered(answer), {"target": target, "numbers": numbers}, method) == 0.1
+
+
+@pytest.mark.parametrize("truth", [{}, {"target": 1}, {"target": "1", "numbers": [1]}])
+def test_a_bad_row_raises_instead_of_scoring(truth: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="ground_truth"):
+        score(_answered("1"), truth)
+    with pytest.raises(ValueError, match="method"):
+        score(_answered("1"), GAME, "lenient")
+
+
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_any_answer_scores(text: str) -> None:
+    assert score(text, GAME) in (0.0, 0.1, 1.0)
+    assert score(f"<answer>{text}</answer>", GAME) in (0.1, 1.0)
+
+
+# --- data
+
+
+def _solvable(numbers: tuple[int, ...], target: int) -> bool:
+    """Independent check: brute force over all pairs, in exact fractions."""
+    signs = (operator.add, operator.sub, operator.mul, operator.truediv)
+
+    def reaches(values: tuple[Fraction, ...]) -> bool:
+        if len(values) == 1:
+            return values[0] == target
+        for i, j in itertools.permutations(range(len(values)), 2):
+            rest = tuple(value for k, value in enumerate(values) if k not in (i, j))
+            for sign in signs:
+                if sign is operator.truediv and not values[j]:
+                    continue
+                if reaches((*rest, sign(values[i], values[j]))):
+                    return True
+        return False
+
+    return reaches(tuple(map(Fraction, numbers)))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_problem_is_solvable_and_new(seed: int) -> None:
+    game = countdown.Game(sizes=(2, 3, 4), weights=(1, 4, 1))
+    found = countdown.problems(game, 150, random.Random(seed))
+    assert len({problem.key for problem in found}) == 150
+    for problem in found:
+        assert 1 <= problem.target <= game.max_target
+        assert all(1 <= number <= game.max_number for number in problem.numbers)
+        assert _solvable(problem.numbers, problem.target)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _key(row: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    return tuple(sorted(row["answer"]["numbers"])), row["answer"]["target"]
+
+
+def test_files_are_disjoint_deterministic_and_complete(tmp_path: Path) -> None:
+    options = ["--train", "300", "--test", "60", "--demos", "400", "--seed", "7"]
+    for name in ("a", "b"):
+        assert countdown.main(["--out", str(tmp_path / name), *options]) == 0
+    names = ["demos.jsonl", "test_e.jsonl", "train_e.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    train, test = (_rows(tmp_path / "a" / f"{name}_e.jsonl") for name in ("train", "test"))
+    demos = _rows(tmp_path / "a" / "demos.jsonl")
+    assert (len(train), len(test), len(demos)) == (300, 60, 400)
+    assert not {_key(row) for row in train} & {_key(row) for row in test}
+    assert {row["prompt"] for row in demos} == {row["query"] for row in train}
+    numbers = ", ".join(map(str, train[0]["answer"]["numbers"]))
+    assert train[0]["query"].startswith(
+        f"Using the numbers [{numbers}], create an equation that equals "
+    )
+
+
+def test_sizes_keep_their_weights_and_ranges_hold(tmp_path: Path) -> None:
+    options = ["--sizes", "2,4", "--weights", "1,3", "--max-number", "30", "--max-target", "90"]
+    assert countdown.main(["--out", str(tmp_path), "--train", "400", "--test", "20", *options]) == 0
+    sizes = Counter(len(row["answer"]["numbers"]) for row in _rows(tmp_path / "train_e.jsonl"))
+    assert set(sizes) == {2, 4}
+    assert 240 < sizes[4] < 360
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--sizes", "2,x"], "numbers separated by commas"),
+        (["--sizes", "1,3"], "--sizes must be"),
+        (["--weights", "1"], "one weight above 0 per size"),
+        (["--max-number", "0"], "--max-number must not be below"),
+        (["--min-target", "0"], "--min-target must be at least 1"),
+        (["--give-up", "2"], "--give-up must be between"),
+        (["--test", "0"], "must be at least 1"),
+        (["--prompt", "poem"], "--prompt"),
+    ],
+)
+def test_wrong_options_are_one_sentence_and_exit_2(
+    options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        countdown.main(["--out", str(tmp_path / "x"), *options])
+    assert leaving.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_narrow_ranges_and_bad_folders_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = ["--sizes", "2", "--weights", "1", "--max-number", "3", "--out", str(tmp_path / "x")]
+    assert countdown.main(narrow) == 2
+    assert "too narrow" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert countdown.main(["--train", "9", "--test", "1", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("countdown.py: error: ")
+
+
+# --- demonstrations
+
+
+def _is_true(step: str) -> bool:
+    left, sign, right, result = re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (\d+)", step).groups()  # type: ignore[union-attr]
+    a, b, c = int(left), int(right), int(result)
+    return {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": a == b * c}[sign]
+
+
+def test_demonstrations_calculate_truly_but_are_often_wrong() -> None:
+    rng, game = random.Random(3), countdown.Game()
+    scores = []
+    for problem in countdown.problems(game, 300, rng):
+        text = countdown.demonstration(problem, rng, countdown.Demonstrator(), game.largest)
+        for step in re.findall(r"\d+ [-+*/] \d+ = \d+", text):
+            assert _is_true(step)
+        scores.append(score(text, problem.row()["answer"]))
+    assert set(scores) == {0.1, 1.0}
+    assert 0.15 < scores.count(1.0) / len(scores) < 0.6
+
+
+def test_a_patient_and_attentive_solver_is_nearly_always_right() -> None:
+    rng, game = random.Random(4), countdown.Game(sizes=(3,), weights=(1.0,))
+    patient = countdown.Demonstrator(notice=1.0, give_up=0.0, max_lines=99)
+    found = countdown.problems(game, 200, rng)
+    texts = [countdown.demonstration(problem, rng, patient, game.largest) for problem in found]
+    right = [score(text, p.row()["answer"]) == 1.0 for text, p in zip(texts, found, strict=True)]
+    assert sum(right) / len(right) > 0.97
+
+
+def test_work_lists_what_the_last_two_values_give() -> None:
+    lines = dict(countdown.lines_of_work((7, 2, 3), random.Random(0), 63))
+    assert "7 * 2 = 14: 17 11 42" in lines
+    ways = lines["7 + 2 = 9: 12 6 27 3"]
+    assert [way.term.text for way in ways] == [
+        "(7 + 2) + 3",
+        "(7 + 2) - 3",
+        "(7 + 2) * 3",
+        "(7 + 2) / 3",
+    ]
+
+
+# --- tiny model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model."""
+    pytest.importorskip("transformers")
+    out: Path = tmp_path_factory.mktemp("model") / "tiny"
+    assert _load("tiny_model").main(["--out", str(out), "--seed", "1"]) == 0
+    return out
+
+
+def test_the_folder_loads_and_is_alone(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.model_type == "qwen2"
+    assert 500_000 < model.num_parameters() < 1_500_000
+
+
+def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng, game = random.Random(5), countdown.Game()
+    for problem in countdown.problems(game, 100, rng):
+        completion = countdown.demonstration(problem, rng, countdown.Demonstrator(), game.largest)
+        query = problem.query()
+        framed = tokenizer.apply_chat_template(
+            [{"role": "user", "content": query}], add_generation_prompt=True, tokenize=False
+        )
+        prompt_ids = tokenizer.encode(framed)
+        completion_ids = tokenizer.encode(completion)
+        assert tokenizer.decode(completion_ids) == completion
+        assert tokenizer.encode(framed + completion) == prompt_ids + completion_ids
+        assert len(prompt_ids) <= 18
+        assert tokenizer.decode(tokenizer.encode(query)) == query
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+@given(text=st.text())
+@settings(max_examples=100, deadline=None)
+def test_any_text_comes_back_unchanged(folder: Path, text: str) -> None:
+    tokenizer = _tokenizer(folder)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def _tokenizer(folder: Path, cache: dict[Path, Any] = {}) -> Any:  # noqa: B006
+    """The folder's tokenizer, loaded once."""
+    from transformers import AutoTokenizer
+
+    if folder not in cache:
+        cache[folder] = AutoTokenizer.from_pretrained(folder)
+    return cache[folder]
