@@ -14,7 +14,15 @@ import time
 LIFELINE = "AREALITE_LIFELINE_FD"
 """Environment variable with the number of the inherited read end."""
 
+ROLE = "AREALITE_ROLE"
+"""Environment variable that tells a process started by the launcher what it is."""
+
 GRACE_S = 5.0
+
+
+def is_trainer() -> bool:
+    """Whether the launcher started this process as the trainer."""
+    return os.environ.get(ROLE) == "trainer"
 
 
 def follow_parent() -> None:

@@ -116,7 +116,7 @@ class Run:
         done, left = version, self.total_versions - version
         eta = (now - self._started) / max(done, 1) * left
         self.status.set(phase="training", version=version, eta_s=round(eta, 1))
-        self._recorder.record(version, metrics)
+        self._recorder.record(version, {**metrics, **self._accuracy(episodes)})
         if self.transcripts is not None and episodes:
             for episode in episodes:
                 self.transcripts.write(
@@ -128,6 +128,14 @@ class Run:
                     trained_version=version,
                 )
             self.transcripts.flush()
+
+    def _accuracy(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Share of the batch's samples that solved their row."""
+        rewards = [t.reward for episode in episodes for t in episode.trajectories]
+        if not rewards:
+            return {}
+        solved = sum(reward >= self.config.evaluator.success for reward in rewards)
+        return {"rollout/accuracy": solved / len(rewards)}
 
     def record_evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
         self._recorder.record(version, metrics)

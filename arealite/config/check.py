@@ -12,7 +12,7 @@ Where = Callable[[str], str]
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check(config: Config, where: Where) -> None:
@@ -29,7 +29,7 @@ def _names(config: Config) -> Iterator[Broken]:
         value = getattr(config, key)
         if not value:
             yield key, "it is empty; give the run a name, like countdown-grpo"
-        elif not _NAME.match(value):
+        elif not _NAME.fullmatch(value):
             yield key, f"{value!r} names a folder: use letters, digits, dot, dash, underscore"
     if not config.actor.path:
         yield "actor.path", "it is empty; give the folder or hub id of a model"

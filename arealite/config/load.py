@@ -8,6 +8,7 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arealite.config.check import check
 from arealite.config.schema import Config
+from arealite.config.source import Places, parse, read, split
 from arealite.errors import ConfigError
-
-Places = dict[str, str]
-"""Dotted key -> where it was written, for people: "x.yaml, line 7"."""
 
 _SECRET_KEY = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 _SECRET_ENV = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
@@ -29,17 +28,15 @@ _SECRET_ENV = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, merges, resolves and checks. Raises ConfigError."""
     path = Path(path)
-    written, places = _read(path)
+    written, places = read(path)
     OmegaConf.register_resolver(
         "here", lambda name="": str(path.parent / name), replace=True, use_cache=False
     )
-    tree = OmegaConf.create(written)
+    with _explained(written, places):
+        tree = OmegaConf.create(written)
     _check_keys(tree, places)
     for override in overrides:
-        key, value = _split(override)
-        places[key] = f"the override {override!r}"
-        _check_key(key, places[key])
-        OmegaConf.update(tree, key, value, force_add=True)
+        _apply(override, tree, places)
     _check_keys(tree, places)
     config = _to_config(tree, places)
     check(config, lambda key: _place(key, places, path))
@@ -69,51 +66,6 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(masked("", dataclasses.asdict(config)), sort_keys=False))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; give one with --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is not YAML"
-        raise ConfigError(f"{path}{where}: this is not valid YAML: {problem}") from None
-    if node is None:
-        return {}, {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the file must hold keys and values, like `seed: 1`")
-    return tree, dict(_places(node, "", path))
-
-
-def _places(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, str]]:
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            key = f"{prefix}{key_node.value}"
-            yield key, f"{path}, line {key_node.start_mark.line + 1}"
-            yield from _places(value_node, f"{key}.", path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            key = f"{prefix[:-1]}[{index}]"
-            yield key, f"{path}, line {item.start_mark.line + 1}"
-            yield from _places(item, f"{key}.", path)
-
-
-def _split(override: str) -> tuple[str, Any]:
-    key, sign, value = override.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"{override!r} is not an override; write section.key=value")
-    try:
-        return key.strip(), yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        return key.strip(), value
-
-
 def _section_type(annotation: Any) -> Any:
     """The dataclass inside an annotation such as `X`, `X | None` or `list[X]`, or None."""
     for candidate in (annotation, *typing.get_args(annotation)):
@@ -140,55 +92,84 @@ def _check_keys(tree: Any, places: Places) -> None:
                 raise _unknown(dotted, _place(dotted, places))
             inner = _section_type(hints[key])
             value = node._get_node(key)
-            if inner is None or OmegaConf.is_missing(node, key) or value is None:
+            if inner is None or OmegaConf.is_missing(node, key):
                 continue
-            if OmegaConf.is_dict(value) and not value._is_interpolation():
+            is_list = "list" in str(hints[key])
+            if OmegaConf.is_dict(value) and not is_list and not value._is_interpolation():
                 walk(value, inner, f"{dotted}.")
-            elif OmegaConf.is_list(value) and not value._is_interpolation():
+            elif OmegaConf.is_list(value) and is_list and not value._is_interpolation():
                 for index, item in enumerate(value):
                     if OmegaConf.is_dict(item):
                         walk(item, inner, f"{dotted}[{index}].")
-            elif not value._is_interpolation() and value._value() is not None:
+            elif not value._is_interpolation():
                 raise ConfigError(
                     f"{_place(dotted, places)}: {dotted} is a section with keys of its own "
                     f"({', '.join(list(typing.get_type_hints(inner))[:4])}, ...), "
-                    f"not {value._value()!r}"
+                    f"not {'null' if value._is_none() else repr(value._value())}"
                 )
 
     walk(tree, Config, "")
 
 
-def _check_key(key: str, place: str) -> None:
-    """An override's key is checked before it is merged, so that the message can name it."""
-    cls: Any = Config
-    hints = typing.get_type_hints(cls)
+def _apply(override: str, tree: Any, places: Places) -> None:
+    """Writes one override into the tree; its key is checked first, so that it can be named."""
+    key, text = split(override)
+    places[key] = place = f"the override {override!r}"
+    annotation = _annotation(key, place)
+    for part in re.finditer(r"\[", key):  # the library would make a mapping of it
+        items = OmegaConf.select(tree, key[: part.start()], default=[])
+        index = key[part.end() :].partition("]")[0]
+        if not (index.isdigit() and int(index) < len(items)):
+            raise ConfigError(
+                f"{place}: {key[: part.start()]} has {len(items)} items, counted from 0"
+            )
+    value = parse(text)
+    if annotation in (str, str | None) and not isinstance(value, str | None):
+        value = text  # a run named 007 is not named 7
+    with _explained(tree, places, key):
+        OmegaConf.update(tree, key, value, force_add=True)
+
+
+def _annotation(key: str, place: str) -> Any:
+    """The type of the setting that an override names. Raises ConfigError when there is none."""
+    hints = typing.get_type_hints(Config)
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        name = part.split("[")[0]
-        if name not in hints:
+        name, index, _ = part.partition("[")
+        if name not in hints or (index and "list" not in str(hints[name])):
             raise _unknown(key, place)
         inner = _section_type(hints[name])
+        last = depth + 1 == len(parts)
         if inner is None:
-            if depth + 1 < len(parts) and "dict" not in str(hints[name]):
+            if not last and "dict" not in str(hints[name]):
                 raise _unknown(key, place)
-            return
+            return hints[name] if last else Any
+        if last:
+            return inner
         hints = typing.get_type_hints(inner)
+    return None
 
 
 def _unknown(key: str, place: str) -> ConfigError:
-    known = list(_known_keys())
-    head, _, leaf = key.rpartition(".")
-    head = re.sub(r"\[\d+\]", "", head)
-    siblings = [k for k in known if k.rpartition(".")[0] == head]
-    by_leaf = {k.rpartition(".")[2]: k for k in reversed(siblings)}
-    near = difflib.get_close_matches(leaf, by_leaf, 1, 0.5)
-    best = (
-        by_leaf[near[0]] if near else next(iter(difflib.get_close_matches(key, known, 1, 0.4)), "")
-    )
-    if not best:  # the right name in the wrong section
-        best = next((k for k in known if k.rpartition(".")[2] == leaf), "")
+    if key in _known_keys():  # "actor.path: x" in a file: the dot is part of one key there
+        parts = ": {".join(key.split("."))
+        return ConfigError(f"{place}: in a file, {key} is written as {parts}: ...")
+    best = _nearest(re.sub(r"\[\d+\]", "", key))
     remedy = f"did you mean {best}?" if best else "see docs/configuration.md for the known keys"
     return ConfigError(f"{place}: there is no setting {key}; {remedy}")
+
+
+def _nearest(key: str) -> str:
+    """A like name in the same section, the same name elsewhere, a like name anywhere, or ""."""
+    known = list(_known_keys())
+    head, _, leaf = key.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == head]
+    for near in difflib.get_close_matches(leaf, siblings, 1, 0.6):
+        return f"{head}.{near}" if head else near
+    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
+    for near in difflib.get_close_matches(key, elsewhere, 1, 0.0):
+        return near
+    return next(iter(difflib.get_close_matches(key, known, 1, 0.5)), "")
 
 
 def _place(key: str, places: Places, default: Path | str = "the configuration") -> str:
@@ -201,17 +182,29 @@ def _place(key: str, places: Places, default: Path | str = "the configuration") 
 
 
 def _to_config(tree: Any, places: Places) -> Config:
-    try:
+    with _explained(tree, places):
         merged = OmegaConf.merge(_schema(), tree)
         resolved = OmegaConf.to_container(merged, resolve=True)
-        config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(resolved)))
-    except OmegaConfBaseException as error:
-        raise _type_error(error, tree, places) from None
-    except ValueError as error:  # a dataclass's own check
-        key = next((k for k in places if k.rpartition(".")[2] == str(error).split(" ")[0]), "")
-        raise ConfigError(f"{_place(key, places)}: {error}") from None
+        try:
+            config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(resolved)))
+        except ValueError as error:  # the sampling parameters' own check
+            if isinstance(error, OmegaConfBaseException):
+                raise
+            key = f"gconfig.{str(error).split(' ')[0]}"
+            raise ConfigError(f"{_place(key, places)}: gconfig.{error}") from None
     assert isinstance(config, Config)
     return config
+
+
+@contextmanager
+def _explained(tree: Any, places: Places, key: str = "") -> Iterator[None]:
+    """The library's errors become sentences that name the setting and its place."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise _type_error(error, tree, places) from None
+    except TypeError as error:  # a list where a mapping was, or the other way round
+        raise ConfigError(f"{_place(key, places)}: {key or 'a value'}: {error}") from None
 
 
 def _schema() -> Any:
@@ -222,9 +215,12 @@ def _schema() -> Any:
 
 def _type_error(error: OmegaConfBaseException, tree: Any, places: Places) -> ConfigError:
     key = str(error.full_key or "")
+    reason = str(error).split("\n")[0]
     if not key:  # the library names no key inside sequences and sections: find it by merging alone
         key = next(_culprits(tree), "")
-    reason = str(error).split("\n")[0]
+    elif key.partition(".")[0] not in typing.get_type_hints(Config):  # ... or only its last part
+        inside = (k for k in places if k.endswith(f"].{key}"))
+        key = next((k for k in inside if str(OmegaConf.select(tree, k)) in reason), key)
     if "$VALUE" in reason:  # the library leaves its template open for items of sequences
         reason = reason.replace("Value '$VALUE' of type '$VALUE_TYPE'", "an item")
     if "Interpolation" in type(error).__name__ or "nterpolation" in reason:

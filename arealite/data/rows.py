@@ -58,6 +58,8 @@ class Rows:
     """Endless (id, row) pairs. The id is "epoch:index", index counted in the file's own order."""
 
     def __init__(self, rows: Any, seed: int, shuffle: bool) -> None:
+        if len(rows) == 0:
+            raise ConfigError("a data set without rows cannot be an endless stream of them")
         self._rows, self._seed, self._shuffle = rows, seed, shuffle
 
     def __len__(self) -> int:

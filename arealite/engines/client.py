@@ -3,13 +3,15 @@
 - Requests for the same prompt that are made in the same turn of the event loop travel as one
   (`n` samples): a group costs one HTTP exchange, and its prompt is prefilled once.
 - An aborted sample is sent again with the tokens it already has; workflows never see an abort.
-- A failed request is retried on the least busy server, with a pause that doubles.
+- A failed request is retried, on another server where there is one, with a pause that doubles.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +123,10 @@ class RemoteEngine:
         body = sglang.generate_body(request.input_ids, request.gconfig, request.rid, n)
         try:
             parts = await self._generate(body, n)
+        except asyncio.CancelledError:  # the engine is closed: nobody may wait for ever
+            for future in pending.futures:
+                future.cancel()
+            raise
         except Exception as error:  # handed to those who wait, whatever it is
             for future in pending.futures:
                 if not future.done():
@@ -132,13 +138,15 @@ class RemoteEngine:
 
     async def _generate(self, body: dict[str, Any], n: int) -> list[Part]:
         pause = FIRST_PAUSE_S
+        failures: Counter[str] = Counter()  # of this request: it moves on to another server
         for attempt in itertools.count():
-            server = min(self.servers, key=lambda s: s.running)
+            server = min(self.servers, key=lambda s: (failures[s.address], s.running))
             server.running += n
             try:
                 reply = await self._post(server, "/generate", body, self._timeout_s)
                 return sglang.parse_generate(reply, n)
             except EngineError:
+                failures[server.address] += 1
                 if attempt >= self._retries:
                     raise
             finally:
@@ -188,8 +196,9 @@ class RemoteEngine:
         try:
             await self._post(server, "/pause_generation", {"mode": self._update_mode})
             reply = await self._post(server, "/update_weights_from_disk", load)
-            if not reply.get("success"):
-                raise EngineError(str(reply.get("message", "it gave no reason")))
+            told = reply if isinstance(reply, Mapping) else {}
+            if not told.get("success"):
+                raise EngineError(str(told.get("message", "it gave no reason")))
             await self._post(server, "/continue_generation", {})
             probe = await self._post(server, "/generate", sglang.probe_body(update.probe.input_ids))
             return self._verify(server, update, sglang.parse_probe(probe))
@@ -216,7 +225,7 @@ class RemoteEngine:
                 info = await self._request("GET", server, "/get_server_info", None, 10.0)
             except EngineError:
                 continue
-            for key, value in info.items():
+            for key, value in info.items() if isinstance(info, Mapping) else ():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     total[key] = total.get(key, 0.0) + value
         return total
@@ -278,5 +287,6 @@ async def _message(reply: aiohttp.ClientResponse) -> str:
 
 def _difference(probe: Probe, answered: Sequence[float]) -> float:
     if len(answered) != len(probe.logprobs):
-        return float("inf")
-    return max(abs(a - b) for a, b in zip(answered, probe.logprobs, strict=True))
+        return math.inf
+    differences = [abs(a - b) for a, b in zip(answered, probe.logprobs, strict=True)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)

@@ -14,6 +14,9 @@ from typing import Any
 from arealite.errors import EngineError
 from arealite.types import GenerationHyperparameters
 
+ROUNDING = 1e-3
+"""How far above 0 rounding may lift a log-probability."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -84,7 +87,7 @@ def _parse_one(item: Mapping[str, Any]) -> Part:
         logprobs = [float(entry[0]) for entry in meta["output_token_logprobs"]]
         finish = str(meta["finish_reason"]["type"])
         versions = _spread(meta, len(tokens))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise EngineError(f"the server's reply is malformed: {error!r}") from None
     if not len(tokens) == len(logprobs) == len(versions):
         raise EngineError(
@@ -93,6 +96,8 @@ def _parse_one(item: Mapping[str, Any]) -> Part:
         )
     if not all(map(math.isfinite, logprobs)):
         raise EngineError("the server answered a log-probability that is not finite")
+    if max(logprobs, default=0.0) > ROUNDING:
+        raise EngineError(f"the server answered a log-probability above 0: {max(logprobs):.3g}")
     if finish not in ("stop", "length", "abort"):
         raise EngineError(f"the server ended a sample for an unknown reason: {finish}")
     return Part(tokens, logprobs, versions, finish)

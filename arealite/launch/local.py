@@ -21,7 +21,7 @@ from typing import IO
 
 from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Preempted, Stall
 from arealite.launch.plan import Plan, Prepare, Process
-from arealite.processes import LIFELINE
+from arealite.processes import LIFELINE, ROLE
 
 TAIL_LINES = 20
 
@@ -96,7 +96,7 @@ class Supervisor:
             **self._plan.trainer.environment,
             "AREAL_LLM_SERVER_ADDRS": ",".join(addresses),
             "AREALITE_WEIGHTS_DIR": str(weights),
-            "AREALITE_ROLE": "trainer",
+            ROLE: "trainer",
         }
         trainer = Process("trainer", self._plan.trainer.command, environment)
         return self._start(trainer, logs / "trainer.log")

@@ -40,9 +40,13 @@ def _from_tensors(result: Mapping[str, Any]) -> Sequence[Trajectory]:
     if missing:
         raise WorkflowError(f"arun_episode returned a dict without {', '.join(missing)}")
     columns = {
-        name: result[name].tolist() for name in (*_REQUIRED, "attention_mask") if name in result
+        name: _column(name, result[name])
+        for name in (*_REQUIRED, "attention_mask")
+        if name in result
     }
     n = len(columns["input_ids"])
+    if n == 0:
+        raise WorkflowError("arun_episode returned a dict of no rows; return None to reject a row")
     for name, rows in columns.items():
         if len(rows) != n:
             raise WorkflowError(f"{name} has {len(rows)} rows, input_ids has {n}")
@@ -50,7 +54,10 @@ def _from_tensors(result: Mapping[str, Any]) -> Sequence[Trajectory]:
     for row in range(n):
         length = len(columns["input_ids"][row])
         if "attention_mask" in columns:  # padding is told apart by the mask, never by an id
-            length = sum(map(int, columns["attention_mask"][row]))
+            mask = [int(m) for m in columns["attention_mask"][row]]
+            length = sum(mask)
+            if mask != [1] * length + [0] * (len(mask) - length):
+                raise WorkflowError(f"attention_mask, row {row}: padding must stand on the right")
         try:
             trajectories.append(
                 Trajectory(
@@ -64,3 +71,18 @@ def _from_tensors(result: Mapping[str, Any]) -> Sequence[Trajectory]:
         except ValueError as error:
             raise WorkflowError(f"trajectory {row} of the returned dict: {error}") from None
     return trajectories
+
+
+def _column(name: str, value: Any) -> list[Any]:
+    """A tensor's rows as lists; `rewards` [n] or [n, 1] as numbers."""
+    dimensions = getattr(value, "ndim", None)
+    if not hasattr(value, "tolist") or dimensions is None:
+        raise WorkflowError(f"{name} is a {type(value).__name__}, it must be a tensor")
+    if name == "rewards":
+        if dimensions == 2 and value.shape[1] == 1:
+            value, dimensions = value[:, 0], 1
+        if dimensions != 1:
+            raise WorkflowError(f"rewards has {dimensions} dimensions, it must be [n]")
+    elif dimensions != 2:
+        raise WorkflowError(f"{name} has {dimensions} dimensions, it must be [n, T]")
+    return list(value.tolist())

@@ -81,7 +81,11 @@ class Rollouts:
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="rollouts")
         self._thread.start()
-        started.result()
+        try:
+            started.result()
+        except BaseException:
+            self._thread.join()
+            raise
         try:
             self._call(self._engine.wait_ready(self._limits.setup_timeout_s))
         except BaseException:
@@ -151,8 +155,13 @@ class Rollouts:
     # --- the event loop's side
 
     def _serve(self, started: concurrent.futures.Future[None]) -> None:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(self._main(started))
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._main(started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)  # whoever waits for the start must learn of it
 
     async def _main(self, started: concurrent.futures.Future[None]) -> None:
         limits = self._limits

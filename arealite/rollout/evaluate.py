@@ -8,7 +8,7 @@ from typing import Any
 
 from arealite.errors import EpisodeError
 from arealite.protocols import InferenceEngine, Workflow
-from arealite.rollout.runner import play
+from arealite.rollout.runner import first_of, play
 from arealite.types import Episode
 
 
@@ -47,9 +47,12 @@ async def evaluate(
             if played:
                 episodes.append(episode)
 
-    async with asyncio.TaskGroup() as group:
-        for sample_id, row in rows:
-            group.create_task(one(sample_id, row))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for sample_id, row in rows:
+                group.create_task(one(sample_id, row))
+    except ExceptionGroup as errors:
+        raise first_of(errors) from None
     return _metrics(episodes, failed, name, success)
 
 

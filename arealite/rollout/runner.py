@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent, WorkflowError
+from arealite.errors import ArealiteError, ConfigError, EpisodeError, ErrorBudgetSpent, WorkflowError
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.adapter import to_trajectories
 from arealite.rollout.buffer import Buffer
@@ -52,7 +52,13 @@ async def play(
     except ArealiteError as error:
         error.add_note(f"row {sample_id}")
         raise
-    except Exception as error:  # user code may raise anything; only this episode is lost
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        raise WorkflowError(
+            f"row {sample_id}: {type(workflow).__name__} was cancelled by its own code"
+        ) from None
+    except (Exception, SystemExit) as error:  # user code may raise anything; only this row is lost
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise WorkflowError(
             f"row {sample_id}: {type(workflow).__name__}: {type(error).__name__}: {error} "
@@ -82,10 +88,16 @@ class Runner:
             async with asyncio.TaskGroup() as episodes:
                 while True:
                     version = await self._buffer.admit()
-                    sample_id, row = next(self._rows)
+                    sample_id, row = self._next_row()
                     episodes.create_task(self._episode(sample_id, row, version))
         except* Exception as group:
-            self._buffer.fail(_first(group))
+            self._buffer.fail(first_of(group))
+
+    def _next_row(self) -> tuple[str, Mapping[str, Any]]:
+        try:
+            return next(self._rows)
+        except StopIteration:
+            raise ConfigError("the rows ended; give an endless stream, as data.rows.Rows") from None
 
     async def _episode(self, sample_id: str, row: Mapping[str, Any], version: int) -> None:
         try:
@@ -108,7 +120,13 @@ class Runner:
         self._buffer.accept(episode)
 
 
-def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+def _is_cancelled() -> bool:
+    """Whether this task is being cancelled from outside."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
     """The cause inside nested groups: the first error that is not itself a group."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

@@ -18,7 +18,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(config: ActorConfig) -> nn.Module:
     """The causal language model of actor.path, without dropout. Raises ConfigError."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar per published version is noise in a log
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("actor.device: cuda was asked for, but torch sees no GPU; use cpu")
     model = _loaded(AutoModelForCausalLM.from_pretrained, config.path, dtype=DTYPES[config.dtype])

@@ -53,6 +53,7 @@ class Policy:
         anything but finite numbers could reach the weights.
         """
         started = time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)  # also what a step that failed left behind
         sums: defaultdict[str, float] = defaultdict(float)
         parts = _split(batch, self.config.actor.ppo_n_minibatches)
         budget = self.config.actor.mb_spec.max_tokens_per_mb

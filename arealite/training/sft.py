@@ -48,6 +48,8 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
 
 def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless batches in an order fixed by the seed; a last incomplete batch is left out."""
+    if len(samples) < batch_size:
+        raise ConfigError(f"{len(samples)} rows are too few for one batch of {batch_size}")
     epoch = 0
     while True:
         order = list(range(len(samples)))

@@ -3,10 +3,10 @@
     python examples/countdown/countdown.py --out data/countdown/qwen --train 8000 --test 400
 
 writes ``train_e.jsonl`` and ``test_e.jsonl``, rows ``{"query": str, "answer": {"target": int,
-"numbers": [int, ...]}}``; with ``--demos N`` also ``demos.jsonl``, rows ``{"prompt", "completion"}``
-for supervised fine-tuning. Invariants: every problem is solvable by construction (its target is
-what a random solution gave), no two problems share numbers and target whatever the order, the two
-sets are disjoint, and the same options and seed give the same bytes.
+"numbers": [int, ...]}}``; with ``--demos N`` also ``demos.jsonl``, rows ``{"prompt": str,
+"completion": str}`` for supervised fine-tuning. Invariants: every problem is solvable by
+construction (its target is what a random solution gave), no two problems share numbers and target
+whatever the order, the two sets are disjoint, and the same options and seed give the same bytes.
 """
 
 import argparse
@@ -37,11 +37,11 @@ class Game:
     """What problems look like: how many numbers, how often, and how large."""
 
     sizes: tuple[int, ...] = (2, 3, 4)
-    weights: tuple[float, ...] = (0.02, 0.88, 0.1)
+    weights: tuple[float, ...] = (0.1, 0.6, 0.3)
     min_number: int = 1
-    max_number: int = 10
+    max_number: int = 50
     min_target: int = 1
-    max_target: int = 40
+    max_target: int = 100
 
     @property
     def largest(self) -> int:
@@ -170,18 +170,21 @@ def lines_of_work(
 ) -> Iterator[tuple[str, list[Way]]]:
     """Random lines of work, none twice, each with the ways in which it can end.
 
-    A line joins numbers until two values are left and lists what these two can give: sum,
-    difference, product, quotient (see `ways`), e.g. ``7 * 2 = 14: 17 11 42`` for 7, 2 and 3.
+    A line joins numbers until two values are left, names the other one, and lists what the two
+    can give (sum, difference, product, quotient; see `ways`): ``7 * 2 = 14, 3: 17 11 42``.
     """
     seen: set[str] = set()
     for _ in range(MOST_IDEAS):
         tried = reduced(numbers, 2, rng, largest)
-        possible = ways(*tried[1], largest) if tried else []
-        if tried is None or not possible:
+        if tried is None:
             continue
-        steps, pair = tried
-        line = ", ".join(steps or (str(term.value) for term in pair))
-        line += ": " + " ".join(str(way.term.value) for way in possible)
+        steps, (other, last) = tried
+        possible = ways(other, last, largest)
+        if not possible:
+            continue
+        # Naming the value that is still unused spares the reader a set difference.
+        words = [*(steps or [str(last.value)]), str(other.value)]
+        line = ", ".join(words) + ": " + " ".join(str(way.term.value) for way in possible)
         if line not in seen:
             seen.add(line)
             yield line, possible

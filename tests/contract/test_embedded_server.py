@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,42 +25,7 @@ from embedded_support import (
     worst,
 )
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: root / name for name in ("qwen2", "qwen3", "llama", "new", "broken")}
-
-
-@pytest.fixture(scope="module")
-def model(folders: dict[str, Path]) -> Any:
-    return make_model(folders["qwen2"], "qwen2", seed=1)
-
-
-@pytest.fixture(scope="module")
-def new_model(folders: dict[str, Path]) -> Any:
-    return make_model(folders["new"], "qwen2", seed=2)
-
-
-@pytest.fixture(scope="module")
-def shared(folders: dict[str, Path], model: Any) -> Iterator[Server]:
-    server = Server(folders["qwen2"], "--max-running", "8", "--max-waiting", "40", "--seed", "3")
-    yield server
-    code, log = server.ended()
-    assert code == 0, log
-    assert "Traceback" not in log
-
-
-@pytest.fixture
-def server(shared: Server, folders: dict[str, Path]) -> Server:
-    """The shared server, generating with its first weights."""
-
-    async def reset(caller: Caller) -> None:
-        await caller.post("/continue_generation", {})
-        assert (await caller.update(folders["qwen2"], "0"))[0] == 200
-
-    session_with(shared, reset)
-    return shared
+pytest_plugins = ["embedded_fixtures"]
 
 
 async def check_ragged(caller: Caller, model: Any, count: int) -> None:
@@ -218,6 +182,7 @@ BAD_REQUESTS = [
     ({"input_ids": [1], "sampling_params": {"max_new_tokens": CONTEXT}}, "context length of 2048"),
     ({"input_ids": [1], "sampling_params": {"temperature": float("nan")}}, "finite number"),
     ({"input_ids": [1], "sampling_params": {"temperature": -1}}, "temperature is -1"),
+    ({"input_ids": [1], "sampling_params": {"temperature": 1e-9}}, "0 (greedy) or at least"),
     ({"input_ids": [1], "sampling_params": {"top_p": 0}}, "top_p"),
     ({"input_ids": [1], "sampling_params": {"max_new_tokens": "many"}}, "whole number"),
     (
@@ -225,7 +190,7 @@ BAD_REQUESTS = [
         "more than",
     ),
     ({"input_ids": [1], "sampling_params": {"temprature": 1}}, "did you mean temperature"),
-    ({"input_ids": [1], "sampling_params": {"n": 49}}, "more than this server queues"),
+    ({"input_ids": [1], "sampling_params": {"n": 49}}, "at most 48 samples"),
     ({"input_ids": [[1], [2]], "sampling_params": [{}]}, "1 entries for 2 prompts"),
 ]
 
@@ -292,3 +257,43 @@ def test_an_unsupported_model_is_refused_with_exit_2(tmp_path: Path) -> None:
     assert code == 2
     assert "'gpt2' model; the embedded server runs qwen2, qwen3, llama" in log
     assert "Traceback" not in log
+
+
+def test_deterministic_means_bit_for_bit_whatever_the_company(
+    folders: dict[str, Path], model: Any
+) -> None:
+    options = ("--deterministic", "--max-running", "7", "--context-length", "160")
+    server = Server(folders["qwen2"], *options)
+    rng = random.Random(2)
+    prompts = [[rng.randrange(VOCAB) for _ in range(rng.randint(1, 50))] for _ in range(6)]
+
+    async def one(caller: Caller, index: int) -> Any:
+        params = {"max_new_tokens": 60, "sampling_seed": index, "temperature": 0.9}
+        reply = await caller.generate(prompts[index], **params)
+        return reply["output_ids"], reply["meta_info"]["output_token_logprobs"]
+
+    async def noise(caller: Caller) -> None:
+        length = rng.randint(1, 90)
+        await caller.generate([5] * length, max_new_tokens=rng.randint(1, 60), top_k=5)
+
+    async def work(caller: Caller) -> None:
+        alone = [await one(caller, i) for i in range(len(prompts))]
+        assert worst_of(alone) < 1e-4
+        for _ in range(4):
+            others = [asyncio.create_task(noise(caller)) for _ in range(rng.randint(1, 20))]
+            together = await asyncio.gather(*(one(caller, i) for i in range(len(prompts))))
+            assert together == alone
+            await asyncio.gather(*others)
+
+    def worst_of(replies: list[Any]) -> float:
+        differences = [
+            torch.tensor([x for x, _, _ in logprobs]) - logprobs_of(model, prompt, output, 0.9)
+            for prompt, (output, logprobs) in zip(prompts, replies, strict=True)
+        ]
+        return max(float(d.abs().max()) for d in differences)
+
+    try:
+        session_with(server, work)
+    finally:
+        code, log = server.ended()
+    assert code == 0, log

@@ -146,7 +146,9 @@ def _join(parts: tuple[_Node, str, _Node]) -> _Node:
 
 @given(
     st.recursive(
-        _leaf, lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner).map(_join), max_leaves=9
+        _leaf,
+        lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner).map(_join),
+        max_leaves=9,
     )
 )
 def test_generated_trees_have_their_exact_value(node: _Node) -> None:

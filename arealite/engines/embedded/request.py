@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _MAX_SEED = (1 << 63) - 1
+_LEAST_TEMPERATURE = 1e-4  # below, a float32 logit divided by it may overflow
 
 
 class RequestError(Exception):
@@ -23,11 +24,15 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the served model allows. context: prompt and completion together, in tokens."""
+    """What the server allows.
+
+    context: prompt and completion together, in tokens. samples: of one request.
+    """
 
     vocab: int
     context: int
     eos_ids: tuple[int, ...]
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,8 @@ def parse_generate(
     for prompt, setting, rid in zip(prompts, settings, rids, strict=True):
         params = parse_sampling(setting, limits)
         key = _check_prompt(prompt, params, limits)
+        if len(job.samples) + params.n > limits.samples:
+            raise RequestError(f"one request may ask for at most {limits.samples} samples")
         first = new_seed() if params.seed is None else params.seed
         for i in range(params.n):
             name = rid if params.n == 1 and not batch else f"{rid}-{len(job.samples)}"
@@ -183,8 +190,10 @@ def parse_sampling(given: Mapping[str, Any], limits: Limits) -> SamplingParams:
     if least > most:
         raise RequestError(f"min_new_tokens {least} is more than max_new_tokens {most}")
     temperature = _number(rest, "temperature", 1.0)
-    if temperature < 0:
-        raise RequestError(f"temperature is {temperature}, it must be 0 (greedy) or more")
+    if temperature != 0 and temperature < _LEAST_TEMPERATURE:
+        raise RequestError(
+            f"temperature is {temperature}, it must be 0 (greedy) or at least {_LEAST_TEMPERATURE}"
+        )
     top_p = _number(rest, "top_p", 1.0)
     if not 0 < top_p <= 1:
         raise RequestError(f"top_p is {top_p}, it must be above 0 and at most 1")

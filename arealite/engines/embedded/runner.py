@@ -119,7 +119,7 @@ class Runner:
     def score(self, tokens: Sequence[int]) -> list[float]:
         """log pi(tokens[i + 1] | tokens[: i + 1]) at temperature 1, in nats; touches no slot."""
         hidden = self._prompt([tokens], into=None)[0, :-1]
-        targets = torch.tensor(tokens[1:], device=self.device)
+        targets = torch.tensor(tokens[1:], dtype=torch.int64, device=self.device)
         found: list[float] = []
         for rows, wanted in zip(
             torch.split(hidden, SCORE_ROWS), torch.split(targets, SCORE_ROWS), strict=True

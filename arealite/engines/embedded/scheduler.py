@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -78,6 +78,7 @@ class Scheduler:
         self._donors: dict[tuple[int, ...], Sample] = {}
         self._steps = 0
         self._swapped = False
+        self._broken = False
         self._highest_offset = 0
         self._changed = False
         self._wake = asyncio.Event()
@@ -98,8 +99,6 @@ class Scheduler:
         """Queues a job. Raises RequestError (429) when the queue is full."""
         count = len(job.samples)
         room = self.max_waiting + self.runner.slots - self.running - self.waiting
-        if count > self.max_waiting + self.runner.slots:
-            raise RequestError(f"{count} samples are more than this server queues at all")
         if count > room:
             raise RequestError(f"the queue is full ({self.waiting} samples wait)", status=429)
         self.counters.requests += 1
@@ -116,11 +115,13 @@ class Scheduler:
         for sample in found:
             self._leave(sample, dict(reason))
         for queue in (self._waiting, self._scoring):
-            gone = [s for s in queue if matches(s)]
-            for sample in gone:
-                queue.remove(sample)
-                self._end(sample, dict(reason))
-            found += gone
+            for _ in range(len(queue)):
+                sample = queue.popleft()
+                if matches(sample):
+                    self._end(sample, dict(reason))
+                    found.append(sample)
+                else:
+                    queue.append(sample)
         self.counters.aborted += len(found)
         return len(found)
 
@@ -151,6 +152,15 @@ class Scheduler:
             self._swapped = True
             self._donors.clear()  # their keys and values came from other weights
             self.counters.weight_updates += 1
+            self._clean()
+
+    def _clean(self) -> None:
+        """Empties the free slots if the last weights filled some with what is not finite."""
+        if self._broken:
+            held = {s.slot for s in self._running if s is not None}
+            for slot in set(range(self.runner.slots)) - held:
+                self.runner.clear(slot)
+        self._broken = False
 
     # ---- the loop ---------------------------------------------------------------------------
 
@@ -205,24 +215,29 @@ class Scheduler:
         stale = [s for s in self._running if s is not None and s.stale]
         if not stale:
             return False
-        lengths = [self._position(s) for s in stale]
-        chosen = stale[: self._fitting(lengths)]
-        fill = {s.slot: self.slots.read(s.slot, 0, self._position(s))[0] for s in chosen}
-        self._prefill({slot: tokens for slot, tokens in fill.items() if tokens})
-        for sample in chosen:
+        fill: dict[int, Sequence[int]] = {}
+        for sample in stale:
+            length = self._position(sample)
+            if length and not self._fits(fill, length):
+                break
+            if length:
+                fill[sample.slot] = self.slots.read(sample.slot, 0, length)[0]
             sample.stale = False
+        self._prefill(fill)
         return True
 
-    def _fitting(self, lengths: Sequence[int]) -> int:
-        """How many of the first sequences fit into one prefill; at least one."""
-        longest = 0
-        for count, length in enumerate(lengths):
-            longest = max(longest, length)
-            if count and (count + 1) * longest > self.prefill_tokens:
-                return count
-        return len(lengths)
+    def _fits(self, fill: Mapping[int, Sequence[int]], length: int) -> bool:
+        """Whether one more sequence may join this prefill; the first always may.
 
-    def _prefill(self, fill: dict[int, Sequence[int]]) -> None:
+        Bounds the padded size, so that decoding goes on soon, and the padding itself.
+        """
+        if not fill:
+            return True
+        lengths = [length, *map(len, fill.values())]
+        padded = len(lengths) * max(lengths)
+        return padded <= self.prefill_tokens and padded <= 2 * sum(lengths)
+
+    def _prefill(self, fill: Mapping[int, Sequence[int]]) -> None:
         if self.runner.deterministic:  # alone, so that the shapes are the prompt's own
             for slot, tokens in fill.items():
                 self.runner.prefill([tokens], [slot])
@@ -238,7 +253,6 @@ class Scheduler:
         joined: list[Sample] = []
         fill: dict[int, Sequence[int]] = {}
         copies: dict[int, list[int]] = {}
-        longest = 0
         while self._waiting and len(joined) < len(free):
             sample, slot = self._waiting[0], free[len(joined)]
             donor = self._donors.get(sample.key)
@@ -246,8 +260,7 @@ class Scheduler:
                 copies.setdefault(donor.slot, []).append(slot)
                 sample.cached_tokens = len(sample.key) - 1
             elif len(sample.key) > 1:
-                longest = max(longest, len(sample.key) - 1)
-                if fill and (len(fill) + 1) * longest > self.prefill_tokens:
+                if not self._fits(fill, len(sample.key) - 1):
                     break
                 fill[slot] = sample.key[:-1]
                 self._donors[sample.key] = sample
@@ -314,6 +327,7 @@ class Scheduler:
         sample = self._running[slot]
         assert sample is not None  # a step sees no holes
         if flag == BROKEN:
+            self._broken = True
             self.runner.clear(slot)
             self._leave(sample, {"type": "error", "message": "the logits are not finite"})
             return

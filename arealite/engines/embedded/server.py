@@ -59,7 +59,7 @@ def build(args: argparse.Namespace, say: Callable[[str], None], default_context:
         f"{torch.get_num_threads()} threads, {args.max_running} slots of {context} tokens "
         f"({_cache_bytes(spec, args.max_running, context, dtype) / 2**20:,.0f} MiB of cache)"
     )
-    limits = Limits(spec.vocab, context, spec.eos_ids)
+    limits = Limits(spec.vocab, context, spec.eos_ids, args.max_waiting + args.max_running)
     return Api(scheduler, weights, limits, str(Path(args.model)), args.seed, say)
 
 

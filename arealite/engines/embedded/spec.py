@@ -6,6 +6,7 @@ as Qwen2, Qwen3 and Llama checkpoints define it. Everything else is refused with
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def read_spec(folder: Path) -> ModelSpec:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not a model folder: it has no config.json")
     try:
+        _refuse_type(folder, json.loads((folder / "config.json").read_text()).get("model_type"))
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{folder}/config.json cannot be read: {reason}") from None
     _refuse_unsupported(folder, config)
@@ -95,12 +97,15 @@ def read_spec(folder: Path) -> ModelSpec:
     )
 
 
-def _refuse_unsupported(folder: Path, config: Any) -> None:
-    if config.model_type not in SUPPORTED:
+def _refuse_type(folder: Path, model_type: Any) -> None:
+    if model_type not in SUPPORTED:
         raise ConfigError(
-            f"{folder} is a {config.model_type!r} model; the embedded server runs "
+            f"{folder} is a {model_type!r} model; the embedded server runs "
             f"{', '.join(SUPPORTED)}: serve it with SGLang or vLLM"
         )
+
+
+def _refuse_unsupported(folder: Path, config: Any) -> None:
     window = bool(getattr(config, "use_sliding_window", False)) or any(
         kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()
     )

@@ -1,0 +1,61 @@
+# Everything from a fresh clone: `make demo` trains, `make test` checks. Set-up happens by itself,
+# in .venv, and again only when pyproject.toml or constraints.txt has changed.
+#
+#   make demo ARGS="seed=2"     overrides for the demo's configuration
+#   make test ARGS="-k config"  options for pytest
+#
+# On Linux the package index's torch brings several GB of CUDA; for the CPU build alone:
+#   make demo TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+TORCH_OPTIONS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A looser specifier than the pinned version could pull another build, with CUDA.
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+SOURCES := arealite workflows examples benchmarks tests
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check bench clean
+
+help:
+	@echo "make demo | test | check | bench | venv | clean"
+
+# Two stamps: the demo needs no wandb and no mypy.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "arealite needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(TORCH_OPTIONS) "$(TORCH)"
+	$(INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+venv: $(VENV)/.installed-dev
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m arealite.launch --config examples/countdown/cpu.yaml $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-dev
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

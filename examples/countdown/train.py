@@ -1,0 +1,90 @@
+"""Countdown as a script of your own: a workflow class and the training loop in plain sight.
+
+    python3 train.py --config train_config.yaml scheduler.type=local key=value ...
+
+starts the inference servers and then this file again, as the trainer. What the loop does is what
+`python -m arealite.launch` does; copy it where you want another loop.
+"""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arealite import (
+    GRPO,
+    Config,
+    Evaluation,
+    GenerationHyperparameters,
+    InferenceEngine,
+    ModelRequest,
+    Policy,
+    Trajectory,
+    is_trainer,
+    open_rollouts,
+    open_run,
+    run_trainer,
+    to_batch,
+)
+from arealite.launch import launch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reward_score import compute_score  # noqa: E402  (the file beside this one)
+
+
+class CountDownWorkflow:
+    """Asks n times for an equation and scores each answer."""
+
+    def __init__(self, gconfig: GenerationHyperparameters, tokenizer: Any) -> None:
+        self.gconfig = gconfig.new_with_stop_and_pad_token_ids(tokenizer)
+        self.tokenizer = tokenizer
+
+    async def arun_episode(
+        self, engine: InferenceEngine, data: Mapping[str, Any]
+    ) -> list[Trajectory]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": data["query"]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        req = ModelRequest(
+            rid=uuid.uuid4().hex,
+            input_ids=self.tokenizer.encode(text, add_special_tokens=False),
+            gconfig=self.gconfig.new(n_samples=1),
+        )
+        n_samples = self.gconfig.n_samples
+        resps = await asyncio.gather(*[engine.agenerate(req) for _ in range(n_samples)])
+        trajectories = []
+        for resp in resps:
+            completions_str = self.tokenizer.decode(resp.output_tokens, skip_special_tokens=True)
+            reward = compute_score(completions_str, data["answer"])
+            trajectories.append(Trajectory.from_response(resp, reward, completions_str))
+        return trajectories
+
+
+def train(config: Config, addresses: Sequence[str]) -> None:
+    algorithm, max_lag = GRPO(config.actor), config.rollout.max_head_offpolicyness
+    with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
+        with open_rollouts(run, addresses, algorithm.keep) as rollouts:
+            rollouts.publish(policy.export(policy.version))
+            evaluation = Evaluation(run, rollouts)
+            evaluation.wait_for(policy.version)
+            for version in range(policy.version, run.total_versions):
+                episodes = rollouts.next_batch()
+                batch = to_batch(episodes, algorithm.credit, version, max_lag)
+                stats = policy.update(batch, algorithm.loss)
+                rollouts.publish(policy.export(version + 1))
+                run.record(version + 1, batch.stats | stats | rollouts.stats(), episodes)
+                evaluation.start_if_due(version + 1)
+                run.save_if_due(policy, version + 1)
+            evaluation.wait_for(run.total_versions)
+        run.save(policy)
+
+
+if __name__ == "__main__":
+    if is_trainer():
+        run_trainer(train)
+    else:
+        launch(trainer=[__file__])

@@ -1,0 +1,88 @@
+"""The documentation is executed: what it tells a reader to type works."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arealite.config.reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(what follows the language on the fence, the text) of every block of that language."""
+    return re.findall(rf"```{language}[ ]?([^\n]*)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable if word == "python" else word for word in line.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo leaves behind: rows and a (barely) warmed-up model."""
+    folder = tmp_path_factory.mktemp("demo")
+    countdown = ROOT / "examples" / "countdown"
+    data = ["--train", "200", "--test", "20", "--demos", "200", "--prompt", "short"]
+    for line in (
+        f"python {countdown / 'countdown.py'} --out data/countdown/tiny {' '.join(data)}",
+        f"python -m arealite.launch --config {countdown / 'warmup.yaml'} total_train_steps=2 "
+        "train_dataset.batch_size=32",
+    ):
+        done = shell(line, folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_configuration_page_is_generated_from_the_code() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference()
+
+
+def test_tutorial(demo_files: Path) -> None:
+    page = ROOT / "docs" / "tutorial.md"
+    written = [b for language in ("python", "yaml") for b in blocks(page, language)]
+    assert len(written) == 3
+    for name, text in written:
+        (demo_files / name).parent.mkdir(exist_ok=True)
+        (demo_files / name).write_text(text)
+    check, train = (line for _, text in blocks(page, "bash") for line in text.splitlines())
+    done = shell(check, demo_files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (demo_files / "runs" / "my-task").exists(), "--check starts nothing"
+    small = " total_train_steps=2 train_dataset.batch_size=4 valid_dataset.max_rows=4"
+    done = shell(train + small, demo_files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (demo_files / "runs/my-task/trial0/metrics.jsonl").read_text().splitlines()
+    versions = [row for row in map(json.loads, lines) if "reward/brevity" in row]
+    assert [row["version"] for row in versions] == [1, 2]
+    assert all("reward/right" in row for row in versions)
+
+
+def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
+    """The last section of the tutorial."""
+    page = ROOT / "docs" / "tutorial.md"
+    for language in ("python", "yaml"):
+        for name, text in blocks(page, language):
+            (demo_files / name).parent.mkdir(exist_ok=True)
+            (demo_files / name).write_text(text)
+    launch = "python -m arealite.launch --config my_task/my.yaml "
+    typo = shell(launch + "gconfig.n_sample=8", demo_files)
+    assert (typo.returncode, "gconfig.n_samples" in typo.stderr) == (2, True)
+    wrong_name = shell(launch + "rollout.reward_fn=my_task/my_reward.py:compute_scor", demo_files)
+    assert (wrong_name.returncode, "compute_scor" in wrong_name.stderr) == (2, True)
+    reward = demo_files / "my_task" / "my_reward.py"
+    reward.write_text("def compute_score(solution_str, ground_truth):\n    return 1 / 0\n")
+    raising = shell(launch + "valid_dataset.path=", demo_files)
+    assert raising.returncode == 3, raising.stdout + raising.stderr
+    assert "ZeroDivisionError" in raising.stderr
+    assert "line 2" in raising.stderr
+    assert all("Traceback" not in run.stderr for run in (typo, wrong_name, raising))
