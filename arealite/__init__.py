@@ -48,7 +48,7 @@ _HOME = {
     "Trajectory": "arealite.types",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +71,7 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
             f"{reference} cannot be built: {error}; its __init__ may name gconfig, tokenizer, "
             "reward_fn, and what rollout.workflow_kwargs gives"
         ) from None
-    return cast(Workflow, cls(**arguments))
+    return cast(Workflow, _executed(lambda: cls(**arguments), reference, "built"))
 
 
 def _check_call(
@@ -79,11 +80,13 @@ def _check_call(
     if not callable(function):
         raise ConfigError(f"{reference} is a {type(function).__name__}, not a function; {rule}")
     try:
-        inspect.signature(function).bind(*arguments)
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell theirs
+        return
+    try:
+        signature.bind(*arguments)
     except TypeError as error:
-        raise ConfigError(
-            f"{reference}{inspect.signature(function)} does not fit: {error}; {rule}"
-        ) from None
+        raise ConfigError(f"{reference}{signature} does not fit: {error}; {rule}") from None
 
 
 def _from_file(path: Path) -> Any:
@@ -93,27 +96,38 @@ def _from_file(path: Path) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Under its own name where that is free: a file json.py must not become everyone's json.
+    name, file = path.stem, str(path.resolve())
+    taken = sys.modules.get(name)
+    foreign = taken is not None and getattr(taken, "__file__", None) != file
+    if foreign or name in sys.stdlib_module_names:
+        name = f"{name}_{zlib.crc32(file.encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    return _executed(lambda: spec.loader.exec_module(module) or module, str(path))  # type: ignore[union-attr]
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        _executed(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
+    except ConfigError:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _by_name(name: str) -> Any:
     return _executed(lambda: importlib.import_module(name), name)
 
 
-def _executed(run: Callable[[], Any], name: str) -> Any:
+def _executed(run: Callable[[], Any], name: str, what: str = "imported") -> Any:
+    """Runs a user's code, which may raise anything, or end the interpreter."""
     try:
         return run()
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{name} cannot be imported: {error}") from None
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:
         where = _last_line(error, name)
         raise ConfigError(
-            f"{name}{where} cannot be imported: {type(error).__name__}: {error}"
+            f"{name}{where} cannot be {what}: {type(error).__name__}: {error}"
         ) from None
 
 
@@ -122,8 +136,9 @@ def _last_line(error: BaseException, name: str) -> str:
         return f", line {error.lineno}"
     frame = error.__traceback__
     line = None
+    file = name.rpartition(":")[0] if ".py:" in name else name
     while frame is not None:
-        if frame.tb_frame.f_code.co_filename.endswith(name):
+        if frame.tb_frame.f_code.co_filename.endswith(file):
             line = frame.tb_lineno
         frame = frame.tb_next
     return f", line {line}" if line else ""

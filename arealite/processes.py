@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 
 LIFELINE = "AREALITE_LIFELINE_FD"
 """Environment variable with the number of the inherited read end."""
@@ -34,11 +37,59 @@ def follow_parent() -> None:
 
 
 def _watch(descriptor: int) -> None:
+    _until_closed(descriptor)
+    os.kill(os.getpid(), signal.SIGTERM)  # first the clean way: files are closed
+    time.sleep(GRACE_S)
+    os._exit(143)  # then the certain one: the main thread may hang in a kernel
+
+
+def _until_closed(descriptor: int) -> None:
     try:
         while os.read(descriptor, 1):
             pass
     except OSError:
         pass
-    os.kill(os.getpid(), signal.SIGTERM)  # first the clean way: files are closed
-    time.sleep(GRACE_S)
-    os._exit(143)  # then the certain one: the main thread may hang in a kernel
+
+
+def lead(command: Sequence[str]) -> int:
+    """Runs a program that knows nothing of lifelines; with the launcher it ends all the same.
+
+    This process leads a group of its own: what the program starts ends with it. Returns its exit
+    code, or minus the number of the signal that ended it.
+    """
+    descriptor = int(os.environ[LIFELINE])
+    asked = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is of the group, too
+        os.killpg(0, signal.SIGTERM)
+
+    def watch() -> None:
+        _until_closed(descriptor)
+        os.kill(os.getpid(), signal.SIGTERM)  # the main thread's to handle
+        time.sleep(GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+
+    program = subprocess.Popen(command, pass_fds=(descriptor,))
+    signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    code = program.wait()
+    if asked:  # what the program has left behind
+        os.killpg(0, signal.SIGKILL)
+    return code
+
+
+def main() -> None:
+    """`python -m arealite.processes PROGRAM ARGUMENT...`: ends as the program ends."""
+    code = lead(sys.argv[1:])
+    if code < 0:
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,9 @@ def run(folder: Path, name: str, steps: int, overrides: list[str]) -> dict[str, 
     rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if "train/samples" in row]
     skip = 2  # the first versions fill the pipeline
     seconds = rows[-1]["time"] - rows[skip - 1]["time"]
-    total = {key: sum(row[key] for row in rows[skip:]) for key in ("train/samples", "rollout/tokens")}
+    total = {
+        key: sum(row[key] for row in rows[skip:]) for key in ("train/samples", "rollout/tokens")
+    }
     return {
         "samples_per_s": total["train/samples"] / seconds,
         "tokens_per_s": total["rollout/tokens"] / seconds,
@@ -69,9 +71,7 @@ def main() -> None:
                 )
                 for eta in (2, 0)
             })  # fmt: skip
-    ratios = [
-        r["staleness 2"]["samples_per_s"] / r["staleness 0"]["samples_per_s"] for r in rounds
-    ]
+    ratios = [r["staleness 2"]["samples_per_s"] / r["staleness 0"]["samples_per_s"] for r in rounds]
     for name in rounds[0]:
         rates = [r[name]["samples_per_s"] for r in rounds]
         waits = [r[name]["wait_share"] for r in rounds]

@@ -83,7 +83,7 @@ class StaticLoop:
         x = self.embedding[ids].view(batch * length, -1)
         for index, (norm, qkv, bias, out, mlp_norm, gate_up, down) in enumerate(self.layers):
             h = torch.addmm(bias, F.rms_norm(x, norm.shape, norm, self.eps), qkv)
-            q, k, v = h.view(batch, length, -1, self.dim).split(
+            q, k, v = h.view(batch, length, -1, self.dim).split(  # type: ignore[no-untyped-call]
                 [self.heads, self.kv_heads, self.kv_heads], dim=2
             )
             q, k = q * cos + _half_turned(q) * sin, k * cos + _half_turned(k) * sin

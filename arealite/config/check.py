@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from arealite.config.schema import Config
 from arealite.errors import ConfigError
@@ -17,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def check(config: Config, where: Where) -> None:
     """Raises ConfigError with the first rule that is broken."""
-    rules = [_names(config), _numbers(config)]
+    rules = [_names(config), _finite(config), _numbers(config), _ranges(config)]
     rules.append(_sft(config) if config.mode == "sft" else _rl(config))
     for rule in rules:
         for key, sentence in rule:
@@ -36,8 +39,18 @@ def _names(config: Config) -> Iterator[Broken]:
     if not config.train_dataset.path:
         yield "train_dataset.path", "it is empty; give a .jsonl file or a data set's hub id"
     for index, step in enumerate(config.prepare):
-        if not step.makes or not step.run:
+        if not step.makes.strip() or not step.run.strip():
             yield f"prepare[{index}]", "it needs both `makes` and `run`"
+
+
+def _finite(section: Any, prefix: str = "") -> Iterator[Broken]:
+    """No comparison with NaN is true, so that no other rule would see it."""
+    for field in dataclasses.fields(section):
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _finite(value, f"{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield key, f"it is {value}, it must be a finite number"
 
 
 def _numbers(config: Config) -> Iterator[Broken]:
@@ -50,6 +63,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.ppo_n_minibatches": config.actor.ppo_n_minibatches,
         "actor.threads": config.actor.threads,
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
+        "actor.eps_clip_higher": config.actor.eps_clip_higher,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
         "rollout.max_running_requests": config.rollout.max_running_requests,
@@ -59,12 +73,29 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "rollout.stall_timeout_s": config.rollout.stall_timeout_s,
         "evaluator.freq_steps": config.evaluator.freq_steps,
         "evaluator.n_samples": config.evaluator.n_samples,
+        "evaluator.temperature": config.evaluator.temperature,
         "saver.freq_steps": config.saver.freq_steps,
+        "train_dataset.max_rows": config.train_dataset.max_rows,
+        "valid_dataset.max_rows": config.valid_dataset.max_rows,
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield key, f"it is {value}, it must be above 0"
+
+
+def _ranges(config: Config) -> Iterator[Broken]:
     optimizer = config.actor.optimizer
+    natural = {
+        "actor.optimizer.lr": optimizer.lr,
+        "actor.optimizer.weight_decay": optimizer.weight_decay,
+        "actor.optimizer.warmup_steps": optimizer.warmup_steps,
+        "actor.optimizer.gradient_clipping": optimizer.gradient_clipping,
+        "rollout.request_retries": config.rollout.request_retries,
+        "scheduler.grace_s": config.scheduler.grace_s,
+    }
+    for key, value in natural.items():
+        if value is not None and value < 0:
+            yield key, f"it is {value}, it must not be negative"
     shares = {
         "actor.eps_clip": config.actor.eps_clip,
         "actor.optimizer.warmup_steps_proportion": optimizer.warmup_steps_proportion,
@@ -75,8 +106,6 @@ def _numbers(config: Config) -> Iterator[Broken]:
     for key, share in shares.items():
         if not 0 <= share <= 1:
             yield key, f"it is {share}, it must lie between 0 and 1"
-    if optimizer.lr < 0:
-        yield "actor.optimizer.lr", f"it is {optimizer.lr}, it must not be negative"
     if config.rollout.max_head_offpolicyness < 0:
         yield "rollout.max_head_offpolicyness", "it is negative; 0 is the synchronous run"
 
@@ -102,9 +131,6 @@ def _rl(config: Config) -> Iterator[Broken]:
             f"{config.train_dataset.max_length} + gconfig.max_new_tokens "
             f"{config.gconfig.max_new_tokens}), more than this budget of {budget}; raise it",
         )
-    concurrent = config.rollout.max_concurrent_rollouts
-    if concurrent is not None and concurrent < 1:
-        yield "rollout.max_concurrent_rollouts", "no episode could ever start; raise it"
     if config.train_dataset.batch_size * n < config.actor.ppo_n_minibatches:
         yield "actor.ppo_n_minibatches", "there are more minibatches than samples in a batch"
 

@@ -127,7 +127,7 @@ def _apply(override: str, tree: Any, places: Places) -> None:
     if annotation in (str, str | None) and not isinstance(value, str | None):
         value = text  # a run named 007 is not named 7
     with _explained(tree, places, key):
-        OmegaConf.update(tree, key, value, force_add=True)
+        OmegaConf.update(tree, key, value, merge=isinstance(value, dict), force_add=True)
 
 
 def _annotation(key: str, place: str) -> Any:
@@ -152,8 +152,8 @@ def _annotation(key: str, place: str) -> Any:
 
 def _unknown(key: str, place: str) -> ConfigError:
     if key in _known_keys():  # "actor.path: x" in a file: the dot is part of one key there
-        parts = ": {".join(key.split("."))
-        return ConfigError(f"{place}: in a file, {key} is written as {parts}: ...")
+        section, _, leaf = key.rpartition(".")
+        return ConfigError(f"{place}: in a file, {key} is written as {leaf}, inside {section}")
     best = _nearest(re.sub(r"\[\d+\]", "", key))
     remedy = f"did you mean {best}?" if best else "see docs/configuration.md for the known keys"
     return ConfigError(f"{place}: there is no setting {key}; {remedy}")
@@ -166,9 +166,9 @@ def _nearest(key: str) -> str:
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == head]
     for near in difflib.get_close_matches(leaf, siblings, 1, 0.6):
         return f"{head}.{near}" if head else near
-    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
-    for near in difflib.get_close_matches(key, elsewhere, 1, 0.0):
-        return near
+    for elsewhere in known:
+        if elsewhere.rpartition(".")[2] == leaf:
+            return elsewhere
     return next(iter(difflib.get_close_matches(key, known, 1, 0.5)), "")
 
 
@@ -177,7 +177,7 @@ def _place(key: str, places: Places, default: Path | str = "the configuration") 
     while key:
         if key in places:
             return places[key]
-        key = key.rpartition(".")[0]
+        key = key.rpartition("[" if key.endswith("]") else ".")[0]
     return str(default)
 
 
@@ -203,8 +203,11 @@ def _explained(tree: Any, places: Places, key: str = "") -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         raise _type_error(error, tree, places) from None
-    except TypeError as error:  # a list where a mapping was, or the other way round
-        raise ConfigError(f"{_place(key, places)}: {key or 'a value'}: {error}") from None
+    except TypeError as error:  # a list where a mapping belongs, or the other way round
+        key = key or next(_culprits(tree), "")
+        raise ConfigError(
+            f"{_place(key, places)}: {key or 'a value'}: {error}{_wanted(key)}"
+        ) from None
 
 
 def _schema() -> Any:
@@ -238,7 +241,7 @@ def _culprits(tree: Any) -> Iterator[str]:
             alone = {part: alone}
         try:
             OmegaConf.merge(_schema(), OmegaConf.create(alone))
-        except OmegaConfBaseException:
+        except (OmegaConfBaseException, TypeError):
             yield key
 
 

@@ -1,6 +1,6 @@
 """docs/configuration.md, generated from the dataclasses' own field texts.
 
-    python -m arealite.config.reference > docs/configuration.md
+python -m arealite.config.reference > docs/configuration.md
 """
 
 from __future__ import annotations

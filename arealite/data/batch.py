@@ -94,7 +94,8 @@ def to_batch(
                 samples.append(Sample(trajectory.tokens, trained, behave, advantage))
     stats = _stats(episodes, lags) | {"staleness/masked_tokens": float(masked)}
     n_samples = sum(len(e.trajectories) for e in episodes)
-    stats |= {"train/samples": float(n_samples), "train/idle_samples": float(n_samples - len(samples))}
+    stats["train/samples"] = float(n_samples)
+    stats["train/idle_samples"] = float(n_samples - len(samples))
     return Batch(samples, max(n_tokens, 1), stats)
 
 

@@ -4,17 +4,20 @@
   (`n` samples): a group costs one HTTP exchange, and its prompt is prefilled once.
 - An aborted sample is sent again with the tokens it already has; workflows never see an abort.
 - A failed request is retried, on another server where there is one, with a pause that doubles.
+- A busy server (429) is no failure: the request waits for it, or goes to one that is free.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -24,10 +27,18 @@ from arealite.errors import EngineError, EnginesExhausted
 from arealite.telemetry.waits import Waits, waited
 from arealite.types import ModelRequest, ModelResponse, Probe, WeightUpdate
 
+T = TypeVar("T")
+
 MAX_ABORTS = 64
 """A sample that is aborted more often than this is given up: weights change far less often."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+
+
+class _Busy(EngineError):
+    """A server answered 429. retry_after_s: how long it asks to be left alone, if it says so."""
+
+    retry_after_s: float | None = None
 
 
 @dataclass
@@ -69,7 +80,9 @@ class RemoteEngine:
         self._update_mode = update_mode
         self._pending: dict[Any, _Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = itertools.count()
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     # --- what workflows call
 
@@ -88,9 +101,9 @@ class RemoteEngine:
             if (count := next(aborts)) > MAX_ABORTS:
                 raise EngineError(f"a sample was aborted {MAX_ABORTS} times")
             if not part.tokens:  # nothing gained: do not ask again in a hot loop
-                await asyncio.sleep(min(FIRST_PAUSE_S * 2**count, LONGEST_PAUSE_S))
+                await asyncio.sleep(_pause(count))
             body = sglang.generate_body(
-                prompt + tokens, request.gconfig, f"{request.rid}-{count}", 1, done=len(tokens)
+                prompt + tokens, request.gconfig, request.rid, 1, done=len(tokens)
             )
             part = (await self._generate(body, 1))[0]
             tokens, logprobs = tokens + part.tokens, logprobs + part.logprobs
@@ -112,7 +125,9 @@ class RemoteEngine:
         return await future
 
     def _flush(self, key: Any) -> None:
-        pending = self._pending.pop(key)
+        pending = self._pending.pop(key, None)
+        if pending is None:  # closed in the same turn
+            return
         task = asyncio.get_running_loop().create_task(self._send(pending))
         self._tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
@@ -137,23 +152,56 @@ class RemoteEngine:
                 future.set_result(part)
 
     async def _generate(self, body: dict[str, Any], n: int) -> list[Part]:
-        pause = FIRST_PAUSE_S
-        failures: Counter[str] = Counter()  # of this request: it moves on to another server
-        for attempt in itertools.count():
-            server = min(self.servers, key=lambda s: (failures[s.address], s.running))
+        return await self._exchange(self.servers, body, n, partial(sglang.parse_generate, n=n))
+
+    async def _exchange(
+        self,
+        servers: Sequence[Server],
+        body: Mapping[str, Any],
+        n: int,
+        parse: Callable[[Any], T],
+    ) -> T:
+        """One good answer to POST /generate, from the server that failed least and owes least.
+
+        Raises EngineError after `request_retries` failures beyond the first, or when servers were
+        busy until request_timeout_s had passed in all.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout_s
+        failures: Counter[str] = Counter()
+        busy: Counter[str] = Counter()
+        not_before: defaultdict[str, float] = defaultdict(float)  # loop time, per busy server
+        rest = 0.0
+        while True:
+            wait = {s.address: max(0.0, not_before[s.address] - now()) for s in servers}
+            server = min(servers, key=partial(_burden, failures=failures, wait=wait))
+            await asyncio.sleep(max(rest, wait[server.address]))
+            # A rid is never used twice: the first request of this name may still run somewhere.
+            sent = {**body, "rid": f"{body.get('rid', 'probe')}-{next(self._serial)}"}
             server.running += n
             try:
-                reply = await self._post(server, "/generate", body, self._timeout_s)
-                return sglang.parse_generate(reply, n)
+                reply = await self._post(server, "/generate", sent, self._timeout_s)
+                try:
+                    return parse(reply)
+                except EngineError as error:
+                    raise EngineError(f"server {server.address}: {error}") from None
+            except _Busy as error:
+                rest = 0.0
+                busy[server.address] += 1
+                asked = error.retry_after_s
+                pause = _pause(busy[server.address] - 1) if asked is None else asked
+                not_before[server.address] = now() + pause
+                if not_before[server.address] >= deadline:
+                    raise EngineError(
+                        f"no server was free within {self._timeout_s:g} s: {error}"
+                    ) from None
             except EngineError:
                 failures[server.address] += 1
-                if attempt >= self._retries:
+                if failures.total() > self._retries:
                     raise
+                rest = _pause(failures.total() - 1)
             finally:
                 server.running -= n
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_S)
-        raise AssertionError("unreachable")
 
     # --- what the door calls
 
@@ -168,8 +216,8 @@ class RemoteEngine:
                 except EngineError:
                     await asyncio.sleep(0.1)
 
-        for server in self.servers:
-            await waited(
+        await _together(
+            waited(
                 ready(server),
                 waits=self._waits,
                 owner=f"server {server.address}",
@@ -177,6 +225,8 @@ class RemoteEngine:
                 deadline_s=deadline_s,
                 error=EnginesExhausted,
             )
+            for server in self.servers
+        )
 
     async def update_weights(self, update: WeightUpdate) -> float:
         """Pause, load, resume and verify on every server; nothing is drained.
@@ -184,7 +234,7 @@ class RemoteEngine:
         Returns the worst difference on the probe, in nats. Raises EnginesExhausted naming the
         server: a run must not go on with weights that are not the trainer's.
         """
-        return max(await asyncio.gather(*(self._update(s, update) for s in self.servers)))
+        return max(await _together(self._update(s, update) for s in self.servers))
 
     async def _update(self, server: Server, update: WeightUpdate) -> float:
         load = {
@@ -200,8 +250,9 @@ class RemoteEngine:
             if not told.get("success"):
                 raise EngineError(str(told.get("message", "it gave no reason")))
             await self._post(server, "/continue_generation", {})
-            probe = await self._post(server, "/generate", sglang.probe_body(update.probe.input_ids))
-            return self._verify(server, update, sglang.parse_probe(probe))
+            probe = sglang.probe_body(update.probe.input_ids)
+            answered = await self._exchange([server], probe, 1, sglang.parse_probe)
+            return self._verify(server, update, answered)
         except EngineError as error:
             raise EnginesExhausted(
                 f"server {server.address} did not take weights version {update.version}: {error}"
@@ -231,6 +282,11 @@ class RemoteEngine:
         return total
 
     async def aclose(self) -> None:
+        self._closed = True
+        for pending in self._pending.values():
+            for future in pending.futures:
+                future.cancel()
+        self._pending.clear()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -248,6 +304,8 @@ class RemoteEngine:
     async def _request(
         self, method: str, server: Server, path: str, body: Any, deadline_s: float
     ) -> Any:
+        if self._closed:
+            raise EngineError("the client is closed")
         if self._session is None:  # made here: a session belongs to the running loop
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         timeout = aiohttp.ClientTimeout(total=deadline_s)
@@ -258,17 +316,59 @@ class RemoteEngine:
                     method, server.url + path, json=body, timeout=timeout
                 ) as reply:
                     if reply.status != 200:
-                        raise EngineError(
-                            f"server {server.address} answered {reply.status} to {what}: "
-                            f"{await _message(reply)}"
-                        )
-                    return await reply.json(content_type=None)
+                        raise await _refusal(server, what, reply)
+                    return _json(await reply.text())
         except TimeoutError:
             raise EngineError(
                 f"server {server.address} did not answer {what} within {deadline_s:g} s"
             ) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise EngineError(f"server {server.address}: {what}: {error!r}") from None
+
+
+def _burden(
+    server: Server, failures: Mapping[str, int], wait: Mapping[str, float]
+) -> tuple[int, float, int]:
+    """What speaks against a server: the request goes to the one with least."""
+    return failures[server.address], wait[server.address], server.running
+
+
+def _pause(count: int) -> float:
+    """Seconds before the next try: doubling from the first pause to the longest."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(count, 32), LONGEST_PAUSE_S)
+
+
+async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; the first error ends the others too, so that none goes on unseen."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; it answered {text[:100]!r}") from None
+
+
+async def _refusal(server: Server, what: str, reply: aiohttp.ClientResponse) -> EngineError:
+    """The error for an answer other than 200."""
+    kind = _Busy if reply.status == 429 else EngineError
+    error = kind(
+        f"server {server.address} answered {reply.status} to {what}: {await _message(reply)}"
+    )
+    if isinstance(error, _Busy):
+        try:  # seconds; the other form that HTTP allows, a date, is ignored
+            seconds = float(reply.headers.get("Retry-After", ""))
+            error.retry_after_s = seconds if seconds >= 0 else None
+        except ValueError:
+            pass
+    return error
 
 
 async def _message(reply: aiohttp.ClientResponse) -> str:

@@ -111,7 +111,7 @@ class ScriptedEngine:
         versions = []
         for index in range(length):
             at = started + sample.token_at_s(index)
-            newer = [version for when, version in changes if when <= at]
+            newer = [version for when, version in changes if when < at]
             versions.append(newer[-1] if newer else before)
         return versions
 

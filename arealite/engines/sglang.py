@@ -112,6 +112,8 @@ def _spread(meta: Mapping[str, Any], n_tokens: int) -> list[int]:
     for span in spans:
         if span["start"] != len(versions):
             raise ValueError(f"version spans leave a gap at token {len(versions)}")
+        if span["end"] > n_tokens:
+            raise ValueError(f"version spans end at token {span['end']} of {n_tokens}")
         versions.extend([_version(span["version"])] * (span["end"] - span["start"]))
     return versions
 

@@ -50,7 +50,8 @@ def _carry_out(config: Config, first: Plan, plan: object) -> None:
     status = Status(folder)
     status.set(phase="preparing")
     status.flush()
-    with Supervisor(first, config.scheduler.grace_s) as supervisor, supervisor.signals():
+    supervisor = Supervisor(first, config.scheduler.grace_s)
+    with supervisor.signals(), supervisor:
         try:
             for step in first.prepare:
                 supervisor.prepare(step, _say)

@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +21,7 @@ from typing import IO
 
 from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Preempted, Stall
 from arealite.launch.plan import Plan, Prepare, Process
+from arealite.launch.scratch import WeightsFolder
 from arealite.processes import LIFELINE, ROLE
 
 TAIL_LINES = 20
@@ -31,6 +32,11 @@ class Child:
 
     def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
         self.process, self.name, self.log = process, name, log
+
+    def kill(self) -> None:
+        """At once, with what it has started: each child leads a process group."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_lines(self) -> str:
         try:
@@ -47,13 +53,15 @@ class Supervisor:
         self._plan, self._grace_s = plan, grace_s
         self._children: list[Child] = []
         self._stack = ExitStack()
-        self._asked_to_stop = 0
+        self._ending = False
+        self._weights: WeightsFolder | None = None
 
     def __enter__(self) -> Supervisor:
         read_end, self._lifeline = os.pipe()
         self._read_end = read_end
         self._stack.callback(os.close, self._lifeline)
         self._stack.callback(os.close, read_end)
+        self._stack.callback(self._remove_weights)  # after the children: they write there
         self._stack.callback(self._end_children)
         return self
 
@@ -65,7 +73,11 @@ class Supervisor:
         if step.makes.exists():
             return
         say(f"preparing {step.makes}: {' '.join(step.command[1:])}")
-        child = self._start(Process("prepare", step.command), None)
+        if shutil.which(step.command[0]) is None:
+            raise ConfigError(f"{step.command[0]} cannot be started: there is no such program")
+        # Any program may be named here; one that knows nothing of lifelines is led by one that does
+        leader = (sys.executable, "-m", "arealite.processes", *step.command)
+        child = self._start(Process("prepare", leader), None)
         try:
             code = self._wait(child, step.timeout_s)
         except subprocess.TimeoutExpired:
@@ -73,15 +85,15 @@ class Supervisor:
         self._children.remove(child)
         if code or not step.makes.exists():
             raise ConfigError(
-                f"preparing {step.makes} failed: `{' '.join(step.command)}` ended with exit "
-                f"code {code}" + ("" if code else f" and did not make {step.makes}")
+                f"preparing {step.makes} failed: `{' '.join(step.command)}` ended with "
+                f"{_ending(code)}" + ("" if code else f" and did not make {step.makes}")
             )
 
     def start(self) -> Child:
         """Starts the servers and the trainer; returns the trainer."""
         logs = self._plan.run_folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        weights = self._weights_folder()
+        self._weights = WeightsFolder()
         addresses = []
         for server in self._plan.servers:
             listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -95,7 +107,7 @@ class Supervisor:
         environment = {
             **self._plan.trainer.environment,
             "AREAL_LLM_SERVER_ADDRS": ",".join(addresses),
-            "AREALITE_WEIGHTS_DIR": str(weights),
+            "AREALITE_WEIGHTS_DIR": str(self._weights.path),
             ROLE: "trainer",
         }
         trainer = Process("trainer", self._plan.trainer.command, environment)
@@ -120,13 +132,16 @@ class Supervisor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run the clean way; the second time at once."""
+        """SIGTERM and Ctrl-C end the run the clean way; the second time at once.
+
+        Enter it before the supervisor, so that it also holds while the children are ended.
+        """
 
         def stop(signum: int, frame: object) -> None:
-            self._asked_to_stop += 1
-            if self._asked_to_stop > 1:
+            if self._ending:
                 for child in self._children:
-                    child.process.kill()
+                    child.kill()
+                return
             raise Preempted(f"stopped by {signal.Signals(signum).name}")
 
         before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -136,11 +151,9 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _weights_folder(self) -> Path:
-        shm = Path("/dev/shm")
-        folder = tempfile.mkdtemp(prefix="arealite-", dir=shm if shm.is_dir() else None)
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+    def _remove_weights(self) -> None:
+        if self._weights is not None:
+            self._weights.remove()
 
     def _start(
         self, process: Process, log: Path | None, descriptors: tuple[int, ...] = ()
@@ -172,6 +185,7 @@ class Supervisor:
 
     def _end_children(self) -> None:
         """SIGTERM to all, the trainer first; SIGKILL to what is left after the grace."""
+        self._ending = True
         running = [c for c in reversed(self._children) if c.process.poll() is None]
         deadline = time.monotonic() + self._grace_s
         for child in running:
@@ -180,7 +194,7 @@ class Supervisor:
             try:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                child.process.kill()
+                child.kill()
                 child.process.wait()
 
 

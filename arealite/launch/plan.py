@@ -54,7 +54,7 @@ def make_plan(
     threads = _threads(config, facts)
     arguments = ["--config", config_path, *overrides, f"actor.threads={threads['trainer']}"]
     return Plan(
-        run_folder=Path(config.fileroot) / config.experiment_name / config.trial_name,
+        run_folder=Path(config.fileroot).expanduser() / config.experiment_name / config.trial_name,
         prepare=tuple(
             Prepare(Path(step.makes), _command(step.run), step.timeout_s) for step in config.prepare
         ),
@@ -130,7 +130,10 @@ def _environment(device: str, threads: int, gpu: int) -> dict[str, str]:
 
 
 def _command(line: str) -> tuple[str, ...]:
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"prepare: `{line}` is not a command line: {error}") from None
     return (sys.executable, *words[1:]) if words[0] in ("python", "python3") else tuple(words)
 
 

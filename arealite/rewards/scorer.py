@@ -35,14 +35,14 @@ class Scorer:
             raise Unscorable(
                 f"{self._name} raised {type(error).__name__}: {error} (line {line})"
             ) from error
-        if isinstance(score, Mapping):
+        if isinstance(score, Mapping) and score:
             return {str(name): self._number(value) for name, value in score.items()}
         return self._number(score)
 
     def _number(self, value: Any) -> float:
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise Unscorable(f"{self._name} returned {value!r}; it must return a finite number")

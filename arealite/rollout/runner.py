@@ -13,7 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import ArealiteError, ConfigError, EpisodeError, ErrorBudgetSpent, WorkflowError
+from arealite.errors import (
+    ArealiteError,
+    ConfigError,
+    EpisodeError,
+    ErrorBudgetSpent,
+    WorkflowError,
+)
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.adapter import to_trajectories
 from arealite.rollout.buffer import Buffer
@@ -46,24 +52,28 @@ async def play(
     workflow: Workflow, engine: InferenceEngine, sample_id: str, row: Mapping[str, Any]
 ) -> Sequence[Trajectory]:
     """One episode's trajectories; empty if the workflow rejected the row. Raises EpisodeError."""
+    where = f"row {sample_id}: {type(workflow).__name__}"
     try:
         result = await workflow.arun_episode(engine, row)
-        return to_trajectories(result)
     except ArealiteError as error:
         error.add_note(f"row {sample_id}")
         raise
     except asyncio.CancelledError:
         if _is_cancelled():
             raise
-        raise WorkflowError(
-            f"row {sample_id}: {type(workflow).__name__} was cancelled by its own code"
-        ) from None
+        raise WorkflowError(f"{where} was cancelled by its own code") from None
     except (Exception, SystemExit) as error:  # user code may raise anything; only this row is lost
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        cause = first_of(error)
+        if isinstance(cause, ArealiteError):  # out of a task group of the workflow's own
+            raise cause from None
+        frame = traceback.extract_tb(cause.__traceback__ or error.__traceback__)[-1]
         raise WorkflowError(
-            f"row {sample_id}: {type(workflow).__name__}: {type(error).__name__}: {error} "
-            f"({frame.filename}, line {frame.lineno})"
+            f"{where}: {type(cause).__name__}: {cause} ({frame.filename}, line {frame.lineno})"
         ) from error
+    try:
+        return to_trajectories(result)
+    except WorkflowError as error:
+        raise WorkflowError(f"{where}: {error}") from None
 
 
 class Runner:
@@ -106,8 +116,9 @@ class Runner:
             self._buffer.give_back("failed")
             self._tell(Episode(sample_id, version, (), row), "failed", error=error)
             if self._budget.spend(ok=False):
+                where = "" if isinstance(error, WorkflowError) else f"row {sample_id}: "
                 raise ErrorBudgetSpent(
-                    f"too many episodes failed; the last one: {error} "
+                    f"too many episodes failed; the last one: {where}{error} "
                     "(every failure is in transcripts.jsonl)"
                 ) from error
             return
@@ -126,9 +137,8 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
+def first_of(error: BaseException) -> BaseException:
     """The cause inside nested groups: the first error that is not itself a group."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -89,7 +89,7 @@ class Policy:
         logprobs, entropy = token_logprobs(self.model, micro, self._temperature)
         total, stats = loss(logprobs, micro)
         if not torch.isfinite(total):
-            raise NonFinite(f"the loss is {float(total)} at version {self.version + 1}")
+            raise NonFinite(f"the loss is {float(total.detach())} at version {self.version + 1}")
         (total / n_tokens).backward()  # type: ignore[no-untyped-call]
         stats |= {"policy": total.detach(), "entropy": entropy.sum()}
         return {name: float(value) for name, value in stats.items()} | {

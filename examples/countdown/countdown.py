@@ -27,7 +27,7 @@ LONG_PROMPT = (
     "<answer> (1 + 2) / 3 </answer>."
 )
 SHORT_PROMPT = "Using the numbers [{numbers}], create an equation that equals {target}."
-MOST_DRAWS = 20_000
+MOST_DRAWS = 3_000
 MOST_IDEAS = 40
 PROMPTS = {"long": LONG_PROMPT, "short": SHORT_PROMPT}
 
@@ -53,8 +53,7 @@ class Game:
 class Demonstrator:
     """How the imperfect solver of the demonstrations behaves."""
 
-    notice: float = 0.9  # chance to see the target among the values of a line
-    give_up: float = 0.5  # chance to answer all the same, after each line without it
+    give_up: float = 0.6  # chance to answer all the same, after each line without the target
     max_lines: int = 8
 
 
@@ -148,30 +147,49 @@ def draw(game: Game, size: int, rng: random.Random) -> Problem | None:
 
 
 def problems(game: Game, count: int, rng: random.Random) -> list[Problem]:
-    """``count`` different problems; ValueError if the ranges do not seem to hold that many."""
+    """``count`` different problems; ValueError if the ranges do not seem to hold that many.
+
+    Sizes keep their weights until one runs out of new problems; the others then fill its share.
+    """
     found: dict[object, Problem] = {}
-    for size in rng.choices(game.sizes, game.weights, k=count):
-        # The size is drawn once per place, so that scarce sizes keep their share.
-        for _ in range(MOST_DRAWS):
-            problem = draw(game, size, rng)
-            if problem is not None and problem.key not in found:
-                found[problem.key] = problem
-                break
-        else:
+    shares = dict(zip(game.sizes, game.weights, strict=True))
+    while len(found) < count:
+        if not shares:
             raise ValueError(
-                f"the ranges seem too narrow for {count} different problems: no new one with "
-                f"{size} numbers after {len(found)}"
+                f"the ranges seem too narrow for {count} different problems: "
+                f"no new one was found after {len(found)}"
             )
-    return list(found.values())
+        (size,) = rng.choices(list(shares), list(shares.values()))
+        problem = _new_problem(game, size, rng, found)
+        if problem is None:
+            del shares[size]
+        else:
+            found[problem.key] = problem
+    order = list(found.values())
+    # A size that ran out would else be common among the first problems and absent from the last.
+    rng.shuffle(order)
+    return order
+
+
+def _new_problem(
+    game: Game, size: int, rng: random.Random, found: Mapping[object, Problem]
+) -> Problem | None:
+    """A problem of ``size`` numbers that is not in ``found``; None after too many draws."""
+    for _ in range(MOST_DRAWS):
+        problem = draw(game, size, rng)
+        if problem is not None and problem.key not in found:
+            return problem
+    return None
 
 
 def lines_of_work(
-    numbers: Sequence[int], rng: random.Random, largest: int
+    numbers: Sequence[int], target: int, rng: random.Random, largest: int
 ) -> Iterator[tuple[str, list[Way]]]:
-    """Random lines of work, none twice, each with the ways in which it can end.
+    """Random lines of work, no beginning twice, each with the ways that it lists.
 
-    A line joins numbers until two values are left, names the other one, and lists what the two
-    can give (sum, difference, product, quotient; see `ways`): ``7 * 2 = 14, 3: 17 11 42``.
+    A line joins numbers until two values are left, names the other one, and lists what the two can
+    give (sum, difference, product, quotient; see `ways`) up to the target, with a verdict:
+    ``7 * 2 = 14, 3: 17 11 42 no``. The last way of a line with ``yes`` is a solution.
     """
     seen: set[str] = set()
     for _ in range(MOST_IDEAS):
@@ -179,31 +197,32 @@ def lines_of_work(
         if tried is None:
             continue
         steps, (other, last) = tried
-        possible = ways(other, last, largest)
-        if not possible:
-            continue
         # Naming the value that is still unused spares the reader a set difference.
-        words = [*(steps or [str(last.value)]), str(other.value)]
-        line = ", ".join(words) + ": " + " ".join(str(way.term.value) for way in possible)
-        if line not in seen:
-            seen.add(line)
-            yield line, possible
+        head = ", ".join([*(steps or [str(last.value)]), str(other.value)])
+        listed = ways(other, last, largest)
+        if head in seen or not listed:
+            continue
+        seen.add(head)
+        values = [way.term.value for way in listed]
+        if target in values:
+            listed = listed[: values.index(target) + 1]
+        verdict = "yes" if target in values else "no"
+        yield " ".join([f"{head}:", *(str(way.term.value) for way in listed), verdict]), listed
 
 
 def demonstration(problem: Problem, rng: random.Random, solver: Demonstrator, largest: int) -> str:
-    """A completion that searches at random, overlooks hits and gives up early.
+    """A completion that searches at random and gives up early.
 
-    The solver answers when the target is among the values of a line, unless it overlooks it;
-    otherwise it goes on with another line, or gives up and answers with one of those values.
+    After a line that reached the target the answer follows; after any other line the solver goes
+    on with another one, or gives up and answers with one of the line's values all the same.
     """
     lines: list[str] = []
     answer = ""
-    for line, possible in lines_of_work(problem.numbers, rng, largest):
+    for line, listed in lines_of_work(problem.numbers, problem.target, rng, largest):
         lines.append(line)
-        hits = [way for way in possible if way.term.value == problem.target]
-        noticed = bool(hits) and rng.random() < solver.notice
-        answer = rng.choice(hits if noticed else possible).term.text
-        if noticed or len(lines) == solver.max_lines or rng.random() < solver.give_up:
+        reached = listed[-1].term.value == problem.target
+        answer = (listed[-1] if reached else rng.choice(listed)).term.text
+        if reached or len(lines) == solver.max_lines or rng.random() < solver.give_up:
             break
     work = "\n".join(lines)
     return f"<think>\n{work}\n</think>\n<answer> {answer} </answer>"
@@ -234,7 +253,7 @@ def generate(options: argparse.Namespace, game: Game) -> dict[str, list[dict[str
         "test_e.jsonl": [problem.row(options.prompt) for problem in test],
     }
     if options.demos:
-        solver = Demonstrator(options.notice, options.give_up, options.max_lines)
+        solver = Demonstrator(options.give_up, options.max_lines)
         chosen = [train[index % len(train)] for index in range(options.demos)]
         files["demos.jsonl"] = [
             {
@@ -259,7 +278,6 @@ def parse_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, 
     add("--weights", default=",".join(map(str, game.weights)), help="how often each size")
     for name in ("min_number", "max_number", "min_target", "max_target"):
         add("--" + name.replace("_", "-"), type=int, default=getattr(game, name))
-    add("--notice", type=float, default=solver.notice, help="demos: chance to see a hit")
     add("--give-up", type=float, default=solver.give_up, help="demos: chance after each miss")
     add("--max-lines", type=int, default=solver.max_lines, help="demos: lines of work at most")
     add("--prompt", choices=sorted(PROMPTS), default="long", help="wording of the task")
@@ -290,7 +308,6 @@ def _complaint(options: argparse.Namespace, game: Game) -> str | None:
         "--train and --test must be at least 1": min(options.train, options.test) >= 1,
         "--demos must not be negative": options.demos >= 0,
         "--give-up must be between 0 and 1": 0 <= options.give_up <= 1,
-        "--notice must be between 0 and 1": 0 <= options.notice <= 1,
         "--max-lines must be at least 1": options.max_lines >= 1,
     }
     return next((sentence for sentence, holds in checks.items() if not holds), None)

@@ -31,7 +31,7 @@ from arealite import (
 from arealite.launch import launch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reward_score import compute_score  # noqa: E402  (the file beside this one)
+from reward_score import compute_score
 
 
 class CountDownWorkflow:

@@ -35,7 +35,7 @@ def _loss_and_gradient(samples: list[Sample], budget: int) -> tuple[float, dict[
         logprobs, _ = token_logprobs(model, micro, 1.0)
         loss = LOSS(logprobs, micro)[0] / n_tokens
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total, {name: p.grad for name, p in model.named_parameters()}
 
 
@@ -110,9 +110,7 @@ def test_a_sample_that_teaches_nothing_is_left_out_but_counted() -> None:
 
 def test_leaving_it_out_changes_nothing() -> None:
     samples = ragged_samples(5, seed=7)
-    idle = Sample(
-        samples[0].tokens, samples[0].trained, [b + 1 for b in samples[0].behave], 0.0
-    )
+    idle = Sample(samples[0].tokens, samples[0].trained, [b + 1 for b in samples[0].behave], 0.0)
     _, without = _loss_and_gradient(samples, 10**6)
     _, with_it = _loss_and_gradient([*samples, idle], 10**6)
     scale = (batch_of(samples).n_tokens + len(idle.trained)) / batch_of(samples).n_tokens

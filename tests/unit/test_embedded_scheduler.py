@@ -244,3 +244,21 @@ def test_it_sleeps_while_there_is_nothing_to_do() -> None:
         task.cancel()
 
     asyncio.run(work())
+
+
+def test_new_weights_find_no_slot_that_the_old_ones_broke(loop: Any) -> None:
+    runner, scheduler = make(slots=3)
+    broken = job([1, 2], loop, max_new_tokens=5)
+    cleared: list[int] = []
+    scheduler.submit(broken)
+    decode, runner.clear = runner.decode, cleared.append
+    runner.decode = lambda *args: torch.full_like(decode(*args), torch.nan)
+    scheduler.turn()
+    assert broken.samples[0].finish_reason == {
+        "type": "error",
+        "message": "the logits are not finite",
+    }
+    scheduler.stamp("1")
+    assert cleared == [0, 0, 1, 2]
+    scheduler.stamp("2")
+    assert len(cleared) == 4  # nothing broke since

@@ -1,0 +1,338 @@
+"""The client in front of the servers: coalescing, aborts, weight updates, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import Any
+
+import pytest
+from client_support import (
+    PROBE,
+    UPDATE,
+    FakeServer,
+    Handler,
+    ask,
+    client_of,
+    hangs,
+    probed,
+    refusing,
+    run,
+    sample,
+    says,
+)
+
+from arealite.engines import client
+from arealite.errors import EngineError, EnginesExhausted
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.02)
+
+
+# --- coalescing
+
+
+def test_one_prompt_in_one_turn_is_one_request() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async with client_of(server) as engine:
+            responses = await asyncio.gather(*[engine.agenerate(ask(1, 2)) for _ in range(8)])
+        (body,) = server.bodies()
+        assert body["input_ids"] == [1, 2]
+        assert body["sampling_params"]["n"] == 8
+        assert [r.output_tokens for r in responses] == [[10 + i] for i in range(8)]
+        assert all(r.input_tokens == [1, 2] and r.stop_reason == "stop" for r in responses)
+        assert responses[3].output_logprobs == [-1.3]
+
+    run(test)
+
+
+def test_other_prompts_and_other_sampling_are_not_merged() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        asked = [ask(1, 2), ask(1, 3), ask(1, 2, temperature=0.5), ask(1, 2), ask(1, 2, seed=4)]
+        async with client_of(server) as engine:
+            await asyncio.gather(*map(engine.agenerate, asked))
+            await engine.agenerate(ask(1, 2))  # a later turn is a request of its own
+        counts = [body["sampling_params"]["n"] for body in server.bodies()]
+        assert sorted(counts) == [1, 1, 1, 1, 2]
+        rids = [body["rid"] for body in server.bodies()]
+        assert len(set(rids)) == len(rids)
+
+    run(test)
+
+
+def test_an_error_reaches_every_caller_of_the_group() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.always["/generate"] = says({"error": {"message": "no such token"}}, 400)
+        async with client_of(server, request_retries=1) as engine:
+            calls = [engine.agenerate(ask()) for _ in range(8)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(r, EngineError) and "no such token" in str(r) for r in results)
+        assert len(server.bodies()) == 2
+
+    run(test)
+
+
+def test_a_caller_that_is_cancelled_disturbs_no_other() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async with client_of(server) as engine:
+            calls = [asyncio.create_task(engine.agenerate(ask())) for _ in range(3)]
+            await asyncio.sleep(0)
+            calls[1].cancel()
+            first, second, third = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(second, asyncio.CancelledError)
+        assert not isinstance(first, BaseException)
+        assert not isinstance(third, BaseException)
+        assert (first.output_tokens, third.output_tokens) == ([10], [12])
+
+    run(test)
+
+
+def test_the_server_that_owes_least_is_asked() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.next["/generate"].append(hangs)
+        async with client_of(first, second) as engine:
+            hanging = [asyncio.create_task(engine.agenerate(ask(1))) for _ in range(4)]
+            while not first.open:
+                await asyncio.sleep(0.001)
+            for _ in range(3):
+                await engine.agenerate(ask(2))
+            assert (len(first.bodies()), len(second.bodies())) == (1, 3)
+            await engine.aclose()
+            ends = await asyncio.gather(*hanging, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+
+    run(test)
+
+
+def test_agenerate_is_one_sample_and_needs_a_server() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async with client_of(server) as engine:
+            with pytest.raises(EngineError, match="call it n times"):
+                await engine.agenerate(ask(n_samples=2))
+        assert server.asked == []
+        with pytest.raises(EnginesExhausted, match="at least one address"):
+            client.RemoteEngine([], None)  # type: ignore[arg-type]
+
+    run(test)
+
+
+# --- aborts
+
+
+def test_an_aborted_sample_goes_on_from_its_tokens() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        spans = [{"version": "0", "start": 0, "end": 1}, {"version": "1", "start": 1, "end": 3}]
+        server.next["/generate"] += [
+            says(sample([4, 5, 6], "abort", weight_versions=spans)),
+            says(sample([7], "abort", version=1)),
+            says(sample([8, 9], "stop", version=2)),
+        ]
+        async with client_of(server) as engine:
+            response = await engine.agenerate(ask(1, 2, max_new_tokens=8, min_new_tokens=4))
+        first, second, third = server.bodies()
+        assert second["input_ids"] == [1, 2, 4, 5, 6]
+        assert third["input_ids"] == [1, 2, 4, 5, 6, 7]
+        limits = [
+            (b["sampling_params"]["max_new_tokens"], b["sampling_params"]["min_new_tokens"])
+            for b in (first, second, third)
+        ]
+        assert limits == [(8, 4), (5, 1), (4, 0)]
+        assert response.input_tokens == [1, 2]
+        assert response.output_tokens == [4, 5, 6, 7, 8, 9]
+        assert response.output_logprobs == pytest.approx([-0.4, -0.5, -0.6, -0.7, -0.8, -0.9])
+        assert response.output_versions == [0, 1, 1, 1, 2, 2]
+        assert response.stop_reason == "stop"
+
+    run(test)
+
+
+def test_the_samples_of_an_aborted_group_go_on_alone_and_under_names_of_their_own() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.next["/generate"].append(says([sample([t], "abort") for t in (4, 5, 6)]))
+        shared = ask(1)
+        async with client_of(server) as engine:
+            responses = await asyncio.gather(*[engine.agenerate(shared) for _ in range(3)])
+        assert sorted(b["input_ids"] for b in server.bodies()[1:]) == [[1, 4], [1, 5], [1, 6]]
+        assert [r.output_tokens for r in responses] == [[4, 10], [5, 10], [6, 10]]
+        rids = [body["rid"] for body in server.bodies()]
+        assert len(set(rids)) == 4
+
+    run(test)
+
+
+def test_a_sample_aborted_at_its_last_token_is_complete() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.next["/generate"].append(says(sample([4, 5], "abort")))
+        async with client_of(server) as engine:
+            response = await engine.agenerate(ask(max_new_tokens=2))
+        assert (response.output_tokens, response.stop_reason) == ([4, 5], "length")
+        assert len(server.bodies()) == 1
+
+    run(test)
+
+
+def test_empty_aborts_back_off_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_ABORTS", 6)
+
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.always["/generate"] = says(sample([], "abort"))
+        async with client_of(server) as engine:
+            started = time.monotonic()
+            with pytest.raises(EngineError, match="aborted 6 times"):
+                await engine.agenerate(ask())
+            assert time.monotonic() - started >= 0.01 + 5 * 0.02  # doubling, then the longest
+        assert len(server.bodies()) == 7
+
+    run(test)
+
+
+# --- weights
+
+
+def test_new_weights_are_loaded_without_draining_and_verified_everywhere() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        second.next["/generate"].append(says(probed(-0.5, -1.506)))
+        async with client_of(first, second) as engine:
+            assert await engine.update_weights(UPDATE) == pytest.approx(0.006)
+        for server in (first, second):
+            assert [path for path, _ in server.asked] == [
+                "/pause_generation", "/update_weights_from_disk", "/continue_generation",
+                "/generate",
+            ]  # fmt: skip
+            assert server.bodies("/pause_generation") == [{"mode": "retract"}]
+            assert server.bodies("/update_weights_from_disk") == [
+                {
+                    "model_path": "/weights/v3",
+                    "weight_version": "3",
+                    "abort_all_requests": False,
+                    "flush_cache": True,
+                }
+            ]
+            (probe,) = server.bodies()
+            assert probe["input_ids"] == list(PROBE.input_ids)
+
+    run(test)
+
+
+def test_cached_keys_are_kept_where_the_user_wants_it() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async with client_of(server, update_mode="in_place") as engine:
+            await engine.update_weights(UPDATE)
+        assert server.bodies("/pause_generation") == [{"mode": "in_place"}]
+        assert server.bodies("/update_weights_from_disk")[0]["flush_cache"] is False
+
+    run(test)
+
+
+LOAD, PAUSE, GENERATE = "/update_weights_from_disk", "/pause_generation", "/generate"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "words"),
+    [
+        (LOAD, says({"success": False, "message": "no such folder"}), "no such folder"),
+        (LOAD, says({"success": False, "message": "wrong shape"}, 400), "400 .*wrong shape"),
+        (LOAD, says([]), "gave no reason"),
+        (PAUSE, says("<html>down</html>", 502), "502 .*down"),
+        (GENERATE, says(probed(-0.5, -1.6)), r"differ by 0\.1, at most 0\.01"),
+        (GENERATE, says(probed(-0.5, math.nan)), "differ by nan"),
+        (GENERATE, says(probed(-0.5)), "differ by inf"),
+        (GENERATE, says({"meta_info": {}}), "probe's reply is malformed"),
+    ],
+)
+def test_a_server_without_the_trainers_weights_ends_the_run(
+    path: str, answer: Handler, words: str
+) -> None:
+    async def test(good: FakeServer, bad: FakeServer) -> None:
+        bad.always[path] = answer
+        async with client_of(good, bad, request_retries=1) as engine:
+            with pytest.raises(EnginesExhausted, match=f"server {bad.address} .*{words}") as error:
+                await engine.update_weights(UPDATE)
+        assert "version 3" in str(error.value)
+        assert error.value.exit_code == 5
+
+    run(test)
+
+
+def test_one_servers_failure_ends_the_others_updates() -> None:
+    async def test(slow: FakeServer, bad: FakeServer) -> None:
+        slow.always[LOAD] = hangs
+        bad.always[LOAD] = says({"success": False, "message": "no"})
+        async with client_of(slow, bad) as engine:
+            with pytest.raises(EnginesExhausted, match=bad.address):
+                await engine.update_weights(UPDATE)
+            while slow.open:
+                await asyncio.sleep(0.001)
+
+    run(test)
+
+
+def test_a_full_queue_or_one_lost_answer_is_no_failed_update() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.next["/generate"] += [says("full", 429)] * 5 + [says("oops", 500)]
+        async with client_of(server, request_retries=1) as engine:
+            assert await engine.update_weights(UPDATE) == 0.0
+        assert len(server.bodies()) == 7
+
+    run(test)
+
+
+# --- start and end
+
+
+def test_wait_ready_waits_for_each_server() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.next["/get_model_info"].append(says("starting", 503))
+        async with client_of(first, second) as engine:
+            await engine.wait_ready(20.0)
+        assert len(first.bodies("/get_model_info")) == 2
+        assert len(second.bodies("/get_model_info")) == 1
+
+    run(test)
+
+
+def test_wait_ready_has_one_deadline_for_all() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async with refusing() as dead, client_of(dead, server, dead) as engine:
+            started = time.monotonic()
+            with pytest.raises(EnginesExhausted, match=f"server {dead} did not deliver start-up"):
+                await engine.wait_ready(0.3)
+            assert 0.3 <= time.monotonic() - started < 20.0
+
+    run(test)
+
+
+def test_the_metrics_of_servers_are_summed_and_a_dead_one_is_left_out() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        info: dict[str, Any] = {"tokens_generated": 5, "running": 1, "model": "m", "ok": True}
+        first.always["/get_server_info"] = says(info)
+        second.always["/get_server_info"] = says({"tokens_generated": 7.5})
+        async with refusing() as dead, client_of(first, dead, second) as engine:
+            assert await engine.server_metrics() == {"tokens_generated": 12.5, "running": 1}
+
+    run(test)
+
+
+def test_closing_leaves_nothing() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.next["/generate"] += [says(sample([4], "abort")), hangs, hangs]
+        async with client_of(server) as engine:
+            calls = [asyncio.create_task(engine.agenerate(ask(i))) for i in (1, 2)]
+            while len(server.bodies()) < 3:  # one of them waits for the rest of its sample
+                await asyncio.sleep(0.001)
+            calls.append(asyncio.create_task(engine.agenerate(ask(3))))
+            await asyncio.sleep(0)  # it is asked for, but not yet sent
+            await engine.aclose()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(r, asyncio.CancelledError | EngineError) for r in results)
+            with pytest.raises(EngineError, match="closed"):
+                await engine.agenerate(ask(4))
+        while server.open:  # the server sees its clients leave
+            await asyncio.sleep(0.001)
+        assert len(server.bodies()) == 3
+
+    run(test)

@@ -1,0 +1,481 @@
+"""The launcher with real processes: what it says, what it ends, and what it leaves behind."""
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Stall
+from arealite.launch import command
+from arealite.launch.local import Child, Supervisor
+from arealite.launch.plan import Plan, Prepare, Process
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+DEADLINE_S = 30.0
+
+MODE_SFT = "mode: sft\nexperiment_name: e\nactor: {path: m}\ntrain_dataset: {path: t.jsonl}\n"
+
+
+def python(text: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", textwrap.dedent(text), *arguments)
+
+
+def plan_of(folder: Path, trainer: str, *servers: str) -> Plan:
+    return Plan(
+        run_folder=folder / "run",
+        prepare=(),
+        servers=tuple(Process(f"server-{i}", python(text)) for i, text in enumerate(servers)),
+        trainer=Process("trainer", python(trainer)),
+        report=(),
+    )
+
+
+def eventually(what: Callable[[], bool], name: str) -> None:
+    """Waits for a condition; only what never comes true takes long."""
+    end = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < end, f"{name} did not happen within {DEADLINE_S:g} s"
+        time.sleep(0.02)
+
+
+def watched(supervisor: Supervisor) -> None:
+    trainer = supervisor.start()
+    eventually(lambda: supervisor.watch(trainer), "the end of the trainer")
+
+
+WAIT = "import time; time.sleep(60)"
+
+TWENTY = [
+    ("experiment_nme", "experiment_name"),
+    ("trial_nam", "trial_name"),
+    ("sed", "seed"),
+    ("total_train_step", "total_train_steps"),
+    ("tokeniser_path", "tokenizer_path"),
+    ("actr.path", "actor.path"),
+    ("actor.pth", "actor.path"),
+    ("actor.dtyp", "actor.dtype"),
+    ("actor.optimizer.lrr", "actor.optimizer.lr"),
+    ("actor.optimiser.lr", "actor.optimizer.lr"),
+    ("actor.optimizer.weight_decey", "actor.optimizer.weight_decay"),
+    ("actor.mb_spec.max_token_per_mb", "actor.mb_spec.max_tokens_per_mb"),
+    ("rollout.max_head_offpolicynes", "rollout.max_head_offpolicyness"),
+    ("rolout.reward_fn", "rollout.reward_fn"),
+    ("gconfig.n_sample", "gconfig.n_samples"),
+    ("gconfig.temprature", "gconfig.temperature"),
+    ("train_dataset.batchsize", "train_dataset.batch_size"),
+    ("valid_dataset.pathh", "valid_dataset.path"),
+    ("evaluator.freq_step", "evaluator.freq_steps"),
+    ("stats_logger.wandb.mod", "stats_logger.wandb.mode"),
+]
+
+
+# --- the supervisor
+
+
+def test_a_trainer_that_ends_well_ends_the_run_and_its_servers(tmp_path: Path) -> None:
+    with Supervisor(plan_of(tmp_path, "print('trained')", WAIT), grace_s=5) as supervisor:
+        watched(supervisor)
+        children: list[Child] = supervisor._children
+        assert [child.process.poll() for child in children] == [None, 0]
+    assert children[0].process.returncode == -signal.SIGTERM
+    assert (tmp_path / "run/logs/trainer.log").read_text() == "trained\n"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "code", "says"),
+    [
+        ("import sys; print('arealite: NaN in the loss'); sys.exit(7)", 7, "NaN in the loss"),
+        ("import sys; print('arealite: asked to'); sys.exit(75)", 75, "asked to"),
+        ("import sys; print('no sentence'); sys.exit(3)", 3, "trainer | no sentence"),
+        ("print('before'); 1 / 0", 1, "ZeroDivisionError"),
+        ("import sys; print('arealite: a bug'); sys.exit(70)", 70, "exit code 70; its last lines"),
+        ("import os; print('x', flush=True); os.kill(os.getpid(), 9)", 70, "signal SIGKILL"),
+    ],
+)
+def test_a_trainer_that_fails_gives_the_run_its_sentence_and_code(
+    tmp_path: Path, trainer: str, code: int, says: str
+) -> None:
+    with pytest.raises(ArealiteError) as caught:
+        with Supervisor(plan_of(tmp_path, trainer), grace_s=5) as supervisor:
+            watched(supervisor)
+    assert caught.value.exit_code == code
+    assert says in str(caught.value)
+
+
+def test_a_server_that_dies_shows_its_last_lines(tmp_path: Path) -> None:
+    server = "for i in range(50): print('line', i)\nraise SystemExit('out of memory')"
+    with pytest.raises(EnginesExhausted) as caught:
+        with Supervisor(plan_of(tmp_path, WAIT, server), grace_s=5) as supervisor:
+            watched(supervisor)
+    sentence = str(caught.value)
+    assert sentence.startswith("server-0 ended with exit code 1; its last lines")
+    assert sentence.endswith("server-0 | out of memory")
+    assert sentence.count("line ") == 19
+    assert str(tmp_path / "run/logs/server-0.log") in sentence
+
+
+def test_a_command_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+    with Supervisor(plan_of(tmp_path, ""), grace_s=5) as supervisor:
+        with pytest.raises(ConfigError, match="/no/such/program cannot be started"):
+            supervisor.prepare(Prepare(tmp_path / "x", ("/no/such/program",), 5.0), print)
+
+
+def test_a_child_that_ignores_the_request_is_ended_after_the_grace(tmp_path: Path) -> None:
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); "
+    with Supervisor(plan_of(tmp_path, stubborn + "time.sleep(60)"), grace_s=0.2) as supervisor:
+        trainer = supervisor.start()
+        eventually(lambda: trainer.log.read_text() == "up\n", "the start of the trainer")
+    assert trainer.process.returncode == -signal.SIGKILL
+
+
+def test_published_weights_are_removed_once_the_trainer_has_ended(tmp_path: Path) -> None:
+    # The trainer still writes while it is being ended: removing before would leave that behind.
+    trainer = """
+        import os, pathlib, signal, time
+        folder = pathlib.Path(os.environ["AREALITE_WEIGHTS_DIR"])
+        def last(*_):
+            time.sleep(0.3)
+            (folder / "v1").mkdir(parents=True)
+            os._exit(0)
+        signal.signal(signal.SIGTERM, last)
+        print(folder, flush=True)
+        time.sleep(60)
+    """
+    with Supervisor(plan_of(tmp_path, trainer), grace_s=10) as supervisor:
+        child = supervisor.start()
+        eventually(lambda: child.log.read_text().endswith("\n"), "the start of the trainer")
+        folder = Path(child.log.read_text().strip())
+        assert folder.is_dir()
+    assert child.process.returncode == 0
+    assert not folder.exists()
+
+
+ANSWER = """
+    import os, socket, sys
+    listener = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(str(os.getpid()).encode())
+        connection.close()
+"""
+
+
+def test_each_server_owns_its_port_from_the_start(tmp_path: Path) -> None:
+    tell = "import os; print(os.environ['AREAL_LLM_SERVER_ADDRS'])"
+    with Supervisor(plan_of(tmp_path, tell, *[ANSWER] * 3), grace_s=5) as supervisor:
+        watched(supervisor)
+        addresses = (tmp_path / "run/logs/trainer.log").read_text().strip().split(",")
+        answers = []
+        for address in addresses:  # connected at once: the kernel queues what comes early
+            host, port = address.split(":")
+            assert host == "127.0.0.1"
+            with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
+                answers.append(int(connection.recv(32)))
+        assert answers == [child.process.pid for child in supervisor._children[:3]]
+
+
+def test_fifty_plans_at_once_share_no_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sleeper(subprocess.Popen[bytes]):
+        """Holds the inherited sockets without the cost of an interpreter."""
+
+        def __init__(self, command: tuple[str, ...], **options: object) -> None:
+            super().__init__(("sleep", "60"), **options)  # type: ignore[call-overload]
+            starts.append(options["env"])
+
+    starts: list[object] = []
+    monkeypatch.setattr("arealite.launch.local.subprocess.Popen", Sleeper)
+    supervisors = [Supervisor(plan_of(tmp_path / str(i), "", ""), 5) for i in range(50)]
+    try:
+        for supervisor in supervisors:
+            supervisor.__enter__().start()
+        addresses = [e["AREAL_LLM_SERVER_ADDRS"] for e in starts if "AREALITE_ROLE" in e]  # type: ignore[index, operator]
+        assert len(addresses) == len(set(addresses)) == 50
+    finally:
+        for supervisor in supervisors:
+            supervisor.__exit__()
+
+
+# --- prepare steps
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    with Supervisor(plan_of(tmp_path, ""), grace_s=5) as supervisor:
+        yield supervisor
+
+
+def test_a_prepare_step_runs_once(tmp_path: Path, supervisor: Supervisor) -> None:
+    said: list[str] = []
+    command = python("import sys; open(sys.argv[1], 'x')", str(tmp_path / "made"))
+    for _ in range(2):
+        supervisor.prepare(Prepare(tmp_path / "made", command, 30.0), said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"preparing {tmp_path}/made: ")
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("raise SystemExit(4)", "ended with exit code 4"),
+        ("pass", "ended with exit code 0 and did not make"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with signal SIGKILL"),
+    ],
+)
+def test_a_prepare_step_that_fails_is_named(
+    tmp_path: Path, supervisor: Supervisor, program: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"preparing .*/made failed: .* {says}"):
+        supervisor.prepare(Prepare(tmp_path / "made", python(program), 30.0), lambda _: None)
+
+
+def test_a_prepare_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with Supervisor(plan_of(tmp_path, ""), grace_s=5) as supervisor:
+        with pytest.raises(Stall, match=r"preparing .*/made took longer than 0.2 s"):
+            supervisor.prepare(Prepare(tmp_path / "made", python(WAIT), 0.2), lambda _: None)
+        child = supervisor._children[0].process
+    assert child.returncode == -signal.SIGKILL, "the whole group, once the program has ended"
+
+
+def test_a_prepare_step_that_ignores_the_request_is_ended_after_the_grace(tmp_path: Path) -> None:
+    program = f"""
+        import fcntl, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        file = open({str(tmp_path / "lock")!r}, "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        time.sleep(120)
+    """
+    step = Prepare(tmp_path / "made", python(program), 1.5)
+    with pytest.raises(Stall):
+        with Supervisor(plan_of(tmp_path, ""), grace_s=0.2) as supervisor:
+            supervisor.prepare(step, lambda _: None)
+    if (tmp_path / "lock").exists():  # on a busy machine it may not even have come so far
+        eventually(lambda: has_ended(tmp_path / "lock"), "the end of the prepare step")
+
+
+# --- the command
+
+
+def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "arealite.launch", *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["seeed=1"], "the override 'seeed=1': there is no setting seeed; did you mean seed?"),
+        (["gconfig.n_sample=1"], "did you mean gconfig.n_samples?"),
+        (["mode=ppo"], "expected one of ['rl', 'sft']"),
+        (["train_dataset.batch_size=0"], "it must be above 0"),
+        (["--chek"], "usage: --config FILE"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2_before_anything_starts(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"prepare: [{{makes: made, run: touch made}}]\n{MODE_SFT}")
+    done = launch(tmp_path, "--config", "run.yaml", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("arealite: ")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def end_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    """Exit code, output and errors of the command, without a new interpreter."""
+    with pytest.raises(SystemExit) as ended:
+        command.launch(arguments)
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_twenty_typos_are_twenty_clear_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", None)  # starting anything would be exit 70
+    cpu = str(ROOT / "examples" / "countdown" / "cpu.yaml")
+    assert len(TWENTY) == 20
+    for typo, right in TWENTY:
+        code, out, err = end_of(capsys, "--config", cpu, f"{typo}=1")
+        assert (code, out) == (2, "")
+        assert err == (
+            f"arealite: the override '{typo}=1': there is no setting {typo}; "
+            f"did you mean {right}?\n"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"seed: [1\n", "run.yaml, line 2: this is not valid YAML"),
+        (b"seed: 1\nfileroot: \xff\n", "run.yaml, line 2: this is not UTF-8 text"),
+        (b"actor: 3\n", "run.yaml, line 1: actor is a section with keys of its own"),
+        (b"fileroot: ${oc.env:AREALITE_NOT_SET}\n", "run.yaml, line 1: fileroot: "),
+        (None, "run.yaml: there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence_and_exit_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: bytes | None,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("run.yaml").write_bytes(text)
+    code, out, err = end_of(capsys, "--config", "run.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"arealite: {says}")
+    assert "Traceback" not in err
+
+
+CONFIGS = sorted((ROOT / "examples").rglob("*.yaml"))
+SEED = ["scheduler.type=local", "experiment_name=countdown-grpo", "trial_name=trial1", "actor.path=Qwen/Qwen2.5-3B-Instruct", "train_dataset.path=data/countdown/qwen/train_e.jsonl", "valid_dataset.path=data/countdown/qwen/test_e.jsonl", "stats_logger.wandb.mode=disabled", "--check"]
+
+
+def test_the_seeds_command_prints_its_plan_in_both_forms(tmp_path: Path) -> None:
+    folder = ROOT / "examples" / "countdown"
+    config = str(folder / "train_config.yaml")
+    plain = launch(tmp_path, "--config", config, *SEED)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert "runs/countdown-grpo/trial1" in plain.stdout
+    assert "256 rows x 8 samples = 2048 samples" in plain.stdout
+    assert "Qwen/Qwen2.5-3B-Instruct" in plain.stdout
+    script = subprocess.run(
+        [sys.executable, str(folder / "train.py"), "--config", config, *SEED],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (script.returncode, script.stderr, script.stdout) == (0, "", plain.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_a_check_prints_the_plan_and_starts_nothing(tmp_path: Path, config: Path) -> None:
+    done = launch(tmp_path, "--config", str(config), "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("run folder", "trainer", "batch", "versions", "memory"):
+        assert re.search(rf"^{word}  ", done.stdout, re.MULTILINE), word
+    assert list(tmp_path.iterdir()) == []
+
+
+LAUNCHER = """
+from arealite.launch import launch
+launch(trainer=("trainer.py",))
+"""
+TRAINER = """
+import fcntl, os, time
+from arealite.processes import follow_parent
+follow_parent()
+file = open("trainer.lock", "w")
+fcntl.flock(file, fcntl.LOCK_EX)  # held for as long as this process lives
+file.write(os.environ["AREALITE_WEIGHTS_DIR"])
+file.flush()
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose trainer is up and holds trainer.lock."""
+    (tmp_path / "run.yaml").write_text(MODE_SFT)
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    launcher = subprocess.Popen(
+        [sys.executable, "launcher.py", "--config", "run.yaml"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lock = tmp_path / "trainer.lock"
+    try:
+        eventually(lambda: lock.exists() and bool(lock.read_text()), "the start of the trainer")
+        yield launcher
+    finally:
+        launcher.kill()
+        launcher.communicate()
+
+
+def has_ended(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_no_child_outlives_a_killed_launcher(
+    tmp_path: Path, running: subprocess.Popen[str]
+) -> None:
+    assert not has_ended(tmp_path / "trainer.lock")
+    running.kill()
+    running.wait()
+    eventually(lambda: has_ended(tmp_path / "trainer.lock"), "the end of the trainer")
+
+
+def test_no_prepare_step_outlives_a_killed_launcher(tmp_path: Path) -> None:
+    """A program that knows nothing of lifelines, held by a shell: both must end."""
+    (tmp_path / "slow.py").write_text(
+        "import fcntl, time\nfile = open('slow.lock', 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write('up')\nfile.flush()\ntime.sleep(120)\n"
+    )
+    run = f"sh -c '{sys.executable} slow.py; true'"
+    (tmp_path / "run.yaml").write_text(f'prepare: [{{makes: made, run: "{run}"}}]\n{MODE_SFT}')
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "arealite.launch", "--config", "run.yaml"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+    )
+    lock = tmp_path / "slow.lock"
+    try:
+        eventually(lambda: lock.exists() and lock.read_text() == "up", "the prepare step")
+        assert not has_ended(lock)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    eventually(lambda: has_ended(lock), "the end of the prepare step")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_that_is_asked_to_stop_ends_its_children_and_says_75(
+    tmp_path: Path, running: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=DEADLINE_S)
+    assert running.returncode == 75
+    assert f"arealite: stopped by {number.name}" in output
+    assert "Traceback" not in output
+    assert has_ended(tmp_path / "trainer.lock")
+    assert not Path((tmp_path / "trainer.lock").read_text()).exists()
+    assert '"failed"' in (tmp_path / "runs/e/trial0/status.json").read_text()

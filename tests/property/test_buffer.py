@@ -1,0 +1,258 @@
+"""The staleness rule over every interleaving of episodes, batches and versions.
+
+A state machine drives the real Buffer as the runner and the trainer do: admit, end in one of the
+ways an episode can end, take, train, publish. Versions of tokens are drawn at random within what an
+engine could do: never older than some policy that was published, never newer than the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from arealite.data.batch import to_batch
+from arealite.rollout.buffer import Buffer, Late
+from arealite.types import Episode, Trajectory
+
+TURNS = 4
+"""Turns of the event loop after which a wait that can end has ended."""
+
+
+def _trajectory(versions: list[int]) -> Trajectory:
+    """A prompt token, then a sampled token per version, a tool's token before the last."""
+    body = [*versions[:-1], None, versions[-1]]
+    return Trajectory(
+        tokens=[7, *range(len(body))],
+        loss_mask=[0, *(int(v is not None) for v in body)],
+        logprobs=[0.0, *(0.0 if v is None else -1.0 for v in body)],
+        versions=[-1, *(-1 if v is None else v for v in body)],
+        reward=float(len(body)),
+    )
+
+
+class BufferMachine(RuleBasedStateMachine):
+    """The model beside the buffer: plain sets of sample ids, one per fate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.running: dict[str, int] = {}  # id -> version at admission
+        self.fates: dict[str, list[str]] = {}
+        self.batches: list[tuple[int, list[Episode]]] = []
+        self.taking: asyncio.Task[list[Episode]] | None = None
+        self.serial = 0
+
+    @initialize(
+        batch_size=st.integers(1, 3),
+        eta=st.integers(0, 3),
+        late=st.sampled_from(["mask", "drop"]),
+        start=st.integers(0, 2),
+        cap=st.one_of(st.none(), st.integers(1, 5)),
+    )
+    def begin(self, batch_size: int, eta: int, late: Late, start: int, cap: int | None) -> None:
+        def dropped(episode: Episode) -> None:
+            self.fates[episode.sample_id].append("dropped_stale")
+
+        self.late, self.start, self.cap = late, start, cap
+        self.buffer = Buffer(batch_size, eta, late, cap, start, on_dropped=dropped)
+
+    def teardown(self) -> None:
+        taking, self.taking = self.taking, None
+        if taking is not None:
+            taking.cancel()
+        self._turn()
+        self.loop.close()
+
+    def _run(self, coroutine: Any) -> Any:
+        return self.loop.run_until_complete(coroutine)
+
+    def _turn(self) -> None:
+        async def turn() -> None:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+
+        self._run(turn())
+        if self.taking is not None and self.taking.done():
+            batch = self.taking.result()
+            self.taking = None
+            for episode in batch:
+                self.fates[episode.sample_id].append("trained")
+            self.batches.append((self.buffer.version, batch))
+            self.trained_version = self.buffer.version
+
+    @property
+    def may_take(self) -> bool:
+        """The trainer takes one batch per version, as the loop in main.py does."""
+        return self.taking is None and getattr(self, "trained_version", -1) != self.buffer.version
+
+    # --- rules
+
+    @rule(wanted=st.integers(1, 4))
+    def admit(self, wanted: int) -> None:
+        for _ in range(wanted):
+            task = self.loop.create_task(self.buffer.admit())
+            self._turn()
+            if not task.done():
+                assert self.buffer.room <= 0, "admit waits although there is room"
+                task.cancel()
+                self._turn()
+                return
+            sample_id = f"0:{self.serial}"
+            self.serial += 1
+            assert task.result() == self.buffer.version
+            self.running[sample_id] = task.result()
+            self.fates[sample_id] = []
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def accept(self, data: Any) -> None:
+        self._accept(data.draw(st.sampled_from(sorted(self.running))), data)
+
+    def _accept(self, sample_id: str, data: Any) -> None:
+        admitted = self.running.pop(sample_id)
+        versions = st.lists(st.integers(admitted, self.buffer.version), min_size=1, max_size=4)
+        extremes = st.sampled_from([[[admitted]], [[self.buffer.version], [admitted]]])
+        groups = data.draw(extremes | st.lists(versions, min_size=1, max_size=3))
+        # An engine's versions never fall.
+        trajectories = tuple(_trajectory(sorted(group)) for group in groups)
+        self.buffer.accept(Episode(sample_id, admitted, trajectories))
+        self._turn()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), reason=st.sampled_from(["failed", "filtered"]))
+    def give_back(self, data: Any, reason: str) -> None:
+        sample_id = data.draw(st.sampled_from(sorted(self.running)))
+        del self.running[sample_id]
+        self.fates[sample_id].append(reason)
+        self.buffer.give_back(reason)
+        self._turn()
+
+    @precondition(lambda self: not self.running)
+    @rule()
+    def nothing_can_end_that_was_not_admitted(self) -> None:
+        with pytest.raises(RuntimeError, match="never admitted"):
+            self.buffer.give_back("failed")
+
+    @precondition(lambda self: self.may_take)
+    @rule()
+    def take(self) -> None:
+        self.taking = self.loop.create_task(self.buffer.take())
+        self._turn()
+
+    @precondition(lambda self: not self.may_take and self.taking is None)
+    @rule()
+    def advance(self) -> None:
+        self.buffer.advance(self.buffer.version + 1)
+        self._turn()
+
+    @precondition(lambda self: self.may_take)
+    @rule()
+    def step_on_fresh_episodes_alone(self) -> None:
+        """No deadlock: from wherever the run is, fresh episodes complete a batch; the oldest
+        in flight is left to grow older still, unless its place is needed."""
+        self.take()
+        for _ in range((self.buffer.eta + 2) * self.buffer.batch_size + len(self.running) + 1):
+            if self.taking is None:
+                break
+            if self.buffer.room > 0:
+                self.admit(1)
+            sample_id = max(self.running, key=lambda i: int(i[2:]))
+            del self.running[sample_id]
+            fresh = (_trajectory([self.buffer.version]),)
+            self.buffer.accept(Episode(sample_id, self.buffer.version, fresh))
+            self._turn()
+        assert self.taking is None, "no deadlock: a take that nothing can end"
+        self.advance()
+
+    @precondition(lambda self: self.may_take and self.running)
+    @rule(steps=st.integers(1, 6), data=st.data())
+    def a_straggler_ends_after_many_versions(self, steps: int, data: Any) -> None:
+        """Admission alone cannot bound its age: short episodes overtake it."""
+        oldest = min(self.running, key=lambda i: int(i[2:]))
+        for _ in range(steps):
+            self.step_on_fresh_episodes_alone()
+        if oldest in self.running:
+            self._accept(oldest, data)
+
+    # --- invariants
+
+    @invariant()
+    def running_is_never_negative_and_is_what_runs(self) -> None:
+        if hasattr(self, "buffer"):
+            assert self.buffer.running == len(self.running) >= 0
+
+    @invariant()
+    def admission_never_exceeds_what_policies_within_eta_consume(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        b = self.buffer
+        useful = [f for f in self.fates.values() if f in ([], ["trained"])]
+        free = (b.version - self.start + b.eta + 1) * b.batch_size - len(useful)
+        assert free >= 0
+        assert self.cap is None or b.running <= self.cap
+        assert b.room == min(free, free if self.cap is None else self.cap - b.running)
+
+    @invariant()
+    def each_admitted_episode_has_exactly_one_fate(self) -> None:
+        if not hasattr(self, "buffer"):
+            return
+        assert all(len(fates) <= 1 for fates in self.fates.values())
+        counts = self.buffer.counts
+        for fate in ("trained", "failed", "filtered", "dropped_stale"):
+            assert counts[fate] == sum(f == [fate] for f in self.fates.values()), fate
+        assert counts["admitted"] == len(self.fates)
+        fateless = sum(not f for f in self.fates.values())
+        assert fateless == len(self.running) + len(self.buffer)
+
+    @invariant()
+    def every_batch_is_whole_and_no_trained_token_is_older_than_eta(self) -> None:
+        for version, batch in self.batches:
+            assert len(batch) == self.buffer.batch_size, "take returns exactly batch_size"
+            _check_lags(batch, version, self.buffer.eta, self.late)
+        self.batches.clear()
+
+
+def _check_lags(episodes: list[Episode], version: int, eta: int, late: Late) -> None:
+    batch = to_batch(episodes, lambda e: [1.0] * len(e.trajectories), version, eta)
+    lags = []
+    expected = 0
+    by_tokens = {id(t.tokens): t for e in episodes for t in e.trajectories}
+    for sample in batch.samples:
+        trajectory = by_tokens[id(sample.tokens)]
+        assert all(trajectory.loss_mask[i] for i in sample.trained)
+        lags += [version - trajectory.versions[i] for i in sample.trained]
+    for trajectory in by_tokens.values():
+        expected += sum(
+            bool(m) and version - v <= eta
+            for m, v in zip(trajectory.loss_mask, trajectory.versions, strict=True)
+        )
+    assert all(0 <= lag <= eta for lag in lags), "0 <= lag <= eta"
+    assert len(lags) == batch.n_tokens == expected, "no fresh token is left out"
+    assert all(
+        any(version - v <= eta for t in e.trajectories for v in t.versions if v >= 0)
+        for e in episodes
+    ), "an episode with nothing to train takes a place in the batch"
+    assert batch.stats["staleness/max"] == max(lags)
+    if late == "drop":
+        assert batch.stats["staleness/masked_tokens"] == 0
+
+
+def test_the_staleness_rule_holds_in_every_interleaving() -> None:
+    run_state_machine_as_test(
+        BufferMachine,
+        settings=settings(
+            max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+        ),
+    )

@@ -1,0 +1,125 @@
+"""One question, n answers, one reward each: the workflow over a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from arealite.engines.scripted import Sample, ScriptedEngine
+from arealite.errors import EngineError, Unscorable
+from arealite.rewards.scorer import Scorer
+from arealite.types import GenerationHyperparameters, ModelRequest, ModelResponse
+from workflows.rlvr import RLVRWorkflow
+
+
+class Tokenizer:
+    """One token per character."""
+
+    eos_token_id, pad_token_id = 10, 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        assert not add_special_tokens  # the template has written them already
+        return [ord(c) for c in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        assert skip_special_tokens
+        return "".join(map(chr, ids))
+
+    def apply_chat_template(
+        self, messages: list[Mapping[str, str]], tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+class Recorder(ScriptedEngine):
+    """Keeps the requests."""
+
+    seen: list[ModelRequest]
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        self.seen = [*getattr(self, "seen", []), request]
+        return await super().agenerate(request)
+
+
+async def _length(solution: str, truth: Any) -> float:
+    return float(len(solution))
+
+
+def _play(data: dict[str, Any], engine: ScriptedEngine | None = None, **options: Any) -> Any:
+    options = {"reward_fn": _length, "gconfig": GenerationHyperparameters(n_samples=3)} | options
+    workflow = RLVRWorkflow(tokenizer=Tokenizer(), **options)
+    return asyncio.run(workflow.arun_episode(engine or Recorder(), data))
+
+
+ROW = {"query": "2+2?", "answer": "4"}
+
+
+def test_n_samples_become_n_trajectories() -> None:
+    engine = Recorder(lambda request, serial: Sample(length=serial + 2))
+    made = _play(ROW, engine)
+    assert [t.reward for t in made] == [2.0, 3.0, 4.0]
+    prompt = [ord(c) for c in "<user>2+2?<assistant>"]
+    for trajectory in made:
+        assert trajectory.tokens[: len(prompt)] == prompt
+        assert trajectory.loss_mask == [0] * len(prompt) + [1] * trajectory.sampled
+        assert len(trajectory.text) == trajectory.sampled
+
+
+def test_the_group_asks_with_one_prompt_one_id_and_one_sample_each() -> None:
+    engine = Recorder()
+    _play(ROW, engine)
+    assert len({r.rid for r in engine.seen}) == 1
+    assert {r.gconfig.n_samples for r in engine.seen} == {1}
+    assert {r.gconfig.stop_token_ids for r in engine.seen} == {(0, 10)}
+    assert len({tuple(r.input_ids) for r in engine.seen}) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "prompt"),
+    [
+        (ROW, {"chat": False}, "2+2?"),
+        (ROW, {"system": "be brief"}, "<system>be brief<user>2+2?<assistant>"),
+        ({"query": [{"role": "user", "content": "hi"}], "answer": ""}, {}, "<user>hi<assistant>"),
+        (
+            {"query": [{"role": "user", "content": "hi"}], "answer": ""},
+            {"chat": False},
+            "<user>hi<assistant>",
+        ),
+        ({"question": "x", "answer": ""}, {"prompt_key": "question"}, "<user>x<assistant>"),
+    ],
+)
+def test_the_prompts_forms(data: dict[str, Any], options: dict[str, Any], prompt: str) -> None:
+    engine = Recorder()
+    _play(data, engine, **options)
+    assert "".join(map(chr, engine.seen[0].input_ids)) == prompt
+
+
+def test_the_truth_is_a_column_or_the_whole_row() -> None:
+    truths: list[Any] = []
+
+    async def keep(solution: str, truth: Any) -> float:
+        truths.append(truth)
+        return 0.0
+
+    _play(ROW, reward_fn=keep)
+    _play(ROW, reward_fn=keep, answer_key=None)
+    assert truths == ["4"] * 3 + [ROW] * 3
+
+
+def test_named_rewards_travel_as_components() -> None:
+    scorer = Scorer(lambda s, t: {"format": 0.1, "right": 0.9}, "r")
+    assert _play(ROW, reward_fn=scorer)[0].components == {"format": 0.1, "right": 0.9}
+
+
+def test_failures_of_engine_and_reward_are_not_numbers() -> None:
+    failing = ScriptedEngine(lambda r, serial: Sample(outcome="fail" if serial == 1 else "answer"))
+    with pytest.raises(EngineError, match="request 1"):
+        _play(ROW, failing)
+    with pytest.raises(Unscorable):
+        _play(ROW, reward_fn=Scorer(lambda s, t: None, "r"))
+    with pytest.raises(KeyError, match="query"):
+        _play({"prompt": "x"})

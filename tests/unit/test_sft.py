@@ -1,0 +1,98 @@
+"""Supervised fine-tuning: the completion and the end token are learned, the prompt is not."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from training_support import config_for, tiny_model, tiny_tokenizer
+
+from arealite.data.batch import micro_batches
+from arealite.errors import ConfigError
+from arealite.training.policy import Policy
+from arealite.training.sft import cross_entropy, epochs, to_samples
+
+ROWS = [{"prompt": f"{a}+{b}", "completion": f" = {a + b}"} for a in range(4) for b in range(4)]
+
+
+class Table:
+    """Columns, as the data sets library shows them."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.column_names = list(rows[0])
+
+    def __getitem__(self, column: str) -> list[Any]:
+        return [row[column] for row in self._rows]
+
+
+def test_only_the_completion_is_trained() -> None:
+    tokenizer = tiny_tokenizer()
+    sample = to_samples(Table([{"prompt": "1+2", "completion": "3"}]), tokenizer, 99, "train")[0]
+    prompt = "user:1+2\na:"
+    assert tokenizer.decode(sample.tokens).replace(" ", "") == f"{prompt}3<eos>".replace(" ", "")
+    assert [sample.tokens[i] for i in sample.trained] == [
+        tokenizer.convert_tokens_to_ids("3"),
+        tokenizer.eos_token_id,
+    ]
+    assert len(sample.behave) == 2
+
+
+def test_chat_messages_and_plain_tokenizers() -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = Table([{"prompt": messages, "completion": "x"}])
+    chat = to_samples(rows, tiny_tokenizer(), 99, "train")[0]
+    plain = to_samples(rows, tiny_tokenizer(chat=False), 99, "train")[0]
+    assert len(chat.tokens) == len("system:s\nuser:u\na:x") + 1
+    assert len(plain.tokens) == len("sux") + 1
+
+
+def test_a_missing_column_and_a_row_too_long_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"train.path: rows need .* they have question, answer"):
+        to_samples(Table([{"question": "", "answer": ""}]), tiny_tokenizer(), 9, "train")
+    long = Table([ROWS[0], {"prompt": "1", "completion": "2" * 50}])
+    with pytest.raises(ConfigError, match=r"row 1 has 60 tokens, more than train.max_length = 40"):
+        to_samples(long, tiny_tokenizer(), 40, "train")
+
+
+def test_epochs_see_every_row_once_in_an_order_fixed_by_the_seed() -> None:
+    samples = to_samples(Table(ROWS), tiny_tokenizer(), 99, "train")
+    first, again = list(islice(epochs(samples, 4, 7), 8)), list(islice(epochs(samples, 4, 7), 8))
+    assert [b.samples for b in first] == [b.samples for b in again]
+    order = [id(s) for b in first[:4] for s in b.samples]
+    second = [id(s) for b in first[4:] for s in b.samples]
+    assert sorted(order) == sorted(second) == sorted(map(id, samples))
+    assert order != second
+    assert order != [id(s) for b in islice(epochs(samples, 4, 8), 4) for s in b.samples]
+    assert all(b.n_tokens == sum(len(s.trained) for s in b.samples) for b in first)
+
+
+def test_an_incomplete_batch_is_left_out_and_too_few_rows_are_told() -> None:
+    samples = to_samples(Table(ROWS[:5]), tiny_tokenizer(), 99, "train")
+    assert [len(b.samples) for b in islice(epochs(samples, 2, 0), 4)] == [2, 2, 2, 2]
+    with pytest.raises(ConfigError, match="5 rows are too few for one batch of 6"):
+        next(epochs(samples, 6, 0))
+
+
+def test_the_loss_is_the_models_own_cross_entropy() -> None:
+    samples = to_samples(Table(ROWS[:4]), tiny_tokenizer(), 99, "train")
+    policy = Policy(tiny_model(), config_for(lr=0.0), 1)
+    batch = next(epochs(samples, 4, 0))
+    found = policy.update(batch, cross_entropy)["loss/policy"]
+    (micro,) = micro_batches(batch.samples, 10**6)
+    labels = torch.full_like(micro.input_ids, -100)
+    labels.view(-1)[micro.source + 1] = micro.targets
+    expected = tiny_model()(input_ids=micro.input_ids, labels=labels).loss
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_it_learns() -> None:
+    samples = to_samples(Table(ROWS), tiny_tokenizer(), 99, "train")
+    policy = Policy(tiny_model(), config_for(lr=1e-2), 30)
+    losses = [
+        policy.update(batch, cross_entropy)["loss/policy"]
+        for batch in islice(epochs(samples, 8, 0), 30)
+    ]
+    assert losses[-1] < 0.5 * losses[0]
