@@ -72,13 +72,13 @@ def lead(command: Sequence[str]) -> int:
         time.sleep(GRACE_S)
         os.killpg(0, signal.SIGKILL)
 
-    program = subprocess.Popen(command, pass_fds=(descriptor,))
     signal.signal(signal.SIGTERM, stop)
+    program = subprocess.Popen(command, pass_fds=(descriptor,))
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
-    code = program.wait()
+    code = None if asked else program.wait()
     if asked:  # what the program has left behind
         os.killpg(0, signal.SIGKILL)
-    return code
+    return code or 0
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,6 @@ LONG_PROMPT = (
 )
 SHORT_PROMPT = "Using the numbers [{numbers}], create an equation that equals {target}."
 MOST_DRAWS = 3_000
-MOST_IDEAS = 40
 PROMPTS = {"long": LONG_PROMPT, "short": SHORT_PROMPT}
 
 
@@ -53,8 +52,10 @@ class Game:
 class Demonstrator:
     """How the imperfect solver of the demonstrations behaves."""
 
-    give_up: float = 0.6  # chance to answer all the same, after each line without the target
-    max_lines: int = 8
+    insight: float = 0.1  # chance to look ahead when choosing a step back from the target
+    notice: float = 0.6  # chance to see that the last two numbers give what is wanted
+    give_up: float = 1.0  # chance to answer all the same, after each line that failed
+    max_lines: int = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,33 +117,24 @@ def ways(left: Term, right: Term, largest: int) -> list[Way]:
     ]
 
 
-def reduced(
-    numbers: Sequence[int], left_over: int, rng: random.Random, largest: int
-) -> tuple[list[str], list[Term]] | None:
-    """Join random pairs until ``left_over`` terms are left: the steps and those terms.
-
-    None where a pair cannot be joined in range.
-    """
+def joined(numbers: Sequence[int], rng: random.Random, largest: int) -> int | None:
+    """What a random solution makes of all the numbers; None where a pair cannot be joined."""
     terms = [Term(number, str(number)) for number in numbers]
-    steps: list[str] = []
-    while len(terms) > left_over:
+    while len(terms) > 1:
         first, second = (terms.pop(rng.randrange(len(terms))) for _ in range(2))
         possible = ways(first, second, largest)
         if not possible:
             return None
-        way = rng.choice(possible)
-        steps.append(way.step)
-        terms.append(way.term)
-    return steps, terms
+        terms.append(rng.choice(possible).term)
+    return terms[0].value
 
 
 def draw(game: Game, size: int, rng: random.Random) -> Problem | None:
     """A random problem with the target that a random solution gave; None if out of range."""
     numbers = tuple(rng.randint(game.min_number, game.max_number) for _ in range(size))
-    solution = reduced(numbers, 1, rng, game.largest)
-    if solution is None:
+    target = joined(numbers, rng, game.largest)
+    if target is None:
         return None
-    target = solution[1][0].value
     return Problem(numbers, target) if game.min_target <= target <= game.max_target else None
 
 
@@ -182,48 +174,93 @@ def _new_problem(
     return None
 
 
-def lines_of_work(
-    numbers: Sequence[int], target: int, rng: random.Random, largest: int
-) -> Iterator[tuple[str, list[Way]]]:
-    """Random lines of work, no beginning twice, each with the ways that it lists.
+class Undo(NamedTuple):
+    """A step back from a wanted value: with one number put aside, what the others must give."""
 
-    A line joins numbers until two values are left, names the other one, and lists what the two can
-    give (sum, difference, product, quotient; see `ways`) up to the target, with a verdict:
-    ``7 * 2 = 14, 3: 17 11 42 no``. The last way of a line with ``yes`` is a solution.
+    step: str
+    wanted: int
+    frame: str  # where the others' expression goes, like "{} + 7"
+
+
+def undos(wanted: int, number: int, largest: int) -> list[Undo]:
+    """The steps back that put ``number`` aside and stay between 1 and ``largest``."""
+    possible = [
+        ("-", wanted, number, wanted - number, "{} + " + str(number)),
+        ("+", wanted, number, wanted + number, "{} - " + str(number)),
+        ("-", number, wanted, number - wanted, str(number) + " - {}"),
+        ("*", wanted, number, wanted * number, "{} / " + str(number)),
+    ]
+    if number > 1 and wanted % number == 0:
+        possible.append(("/", wanted, number, wanted // number, "{} * " + str(number)))
+    if wanted > 1 and number % wanted == 0:
+        possible.append(("/", number, wanted, number // wanted, str(number) + " / {}"))
+    return [
+        Undo(f"{left} {sign} {right} = {rest}", rest, frame)
+        for sign, left, right, rest, frame in possible
+        if 1 <= rest <= largest
+    ]
+
+
+def reachable(numbers: Sequence[int], wanted: int, largest: int) -> bool:
+    """Whether stepping back from ``wanted`` can come out with these numbers."""
+    if len(numbers) == 2:
+        pair = [Term(number, str(number)) for number in numbers]
+        return any(way.term.value == wanted for way in ways(*pair, largest))
+    return any(
+        reachable([*numbers[:index], *numbers[index + 1 :]], undo.wanted, largest)
+        for index, number in enumerate(numbers)
+        for undo in undos(wanted, number, largest)
+    )
+
+
+def line_of_work(
+    problem: Problem, rng: random.Random, solver: Demonstrator, largest: int
+) -> tuple[str, str, bool]:
+    """One attempt: its line, the expression that it leads to, and whether that is right.
+
+    It steps back from the target until two numbers are left and joins these:
+    ``20 - 7 = 13, 9 + 4 = 13`` for 9, 4, 7 and 20. An attempt whose two ends differ has failed.
     """
-    seen: set[str] = set()
-    for _ in range(MOST_IDEAS):
-        tried = reduced(numbers, 2, rng, largest)
-        if tried is None:
-            continue
-        steps, (other, last) = tried
-        # Naming the value that is still unused spares the reader a set difference.
-        head = ", ".join([*(steps or [str(last.value)]), str(other.value)])
-        listed = ways(other, last, largest)
-        if head in seen or not listed:
-            continue
-        seen.add(head)
-        values = [way.term.value for way in listed]
-        if target in values:
-            listed = listed[: values.index(target) + 1]
-        verdict = "yes" if target in values else "no"
-        yield " ".join([f"{head}:", *(str(way.term.value) for way in listed), verdict]), listed
+    wanted, rest = problem.target, list(problem.numbers)
+    steps: list[str] = []
+    frames: list[str] = []
+    while len(rest) > 2:
+        ideas = [
+            (i, undo) for i, number in enumerate(rest) for undo in undos(wanted, number, largest)
+        ]
+        if rng.random() < solver.insight:
+            good = [
+                (i, u) for i, u in ideas if reachable(rest[:i] + rest[i + 1 :], u.wanted, largest)
+            ]
+            ideas = good or ideas
+        index, undo = rng.choice(ideas)
+        rest.pop(index)
+        wanted = undo.wanted
+        steps.append(undo.step)
+        frames.append(undo.frame)
+    first, second = (Term(number, str(number)) for number in rest)
+    possible = ways(first, second, largest)
+    hits = [way for way in possible if way.term.value == wanted]
+    way = rng.choice(hits if hits and rng.random() < solver.notice else possible)
+    expression = way.term.text
+    for frame in reversed(frames):
+        expression = frame.format(f"({expression})")
+    return ", ".join([*steps, way.step]), expression, way.term.value == wanted
 
 
 def demonstration(problem: Problem, rng: random.Random, solver: Demonstrator, largest: int) -> str:
-    """A completion that searches at random and gives up early.
+    """A completion that takes nearly the first idea, and often the wrong one.
 
-    After a line that reached the target the answer follows; after any other line the solver goes
-    on with another one, or gives up and answers with one of the line's values all the same.
+    Every calculation in it is true; what fails is the choice of steps. After a failed line the
+    solver says ``no`` and tries another one, or gives up and answers with it all the same.
     """
     lines: list[str] = []
-    answer = ""
-    for line, listed in lines_of_work(problem.numbers, problem.target, rng, largest):
+    while True:
+        line, answer, right = line_of_work(problem, rng, solver, largest)
         lines.append(line)
-        reached = listed[-1].term.value == problem.target
-        answer = (listed[-1] if reached else rng.choice(listed)).term.text
-        if reached or len(lines) == solver.max_lines or rng.random() < solver.give_up:
+        if right or len(lines) == solver.max_lines or rng.random() < solver.give_up:
             break
+        lines[-1] += " no"
     work = "\n".join(lines)
     return f"<think>\n{work}\n</think>\n<answer> {answer} </answer>"
 
@@ -253,7 +290,7 @@ def generate(options: argparse.Namespace, game: Game) -> dict[str, list[dict[str
         "test_e.jsonl": [problem.row(options.prompt) for problem in test],
     }
     if options.demos:
-        solver = Demonstrator(options.give_up, options.max_lines)
+        solver = Demonstrator(options.insight, options.notice, options.give_up, options.max_lines)
         chosen = [train[index % len(train)] for index in range(options.demos)]
         files["demos.jsonl"] = [
             {
@@ -278,6 +315,8 @@ def parse_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, 
     add("--weights", default=",".join(map(str, game.weights)), help="how often each size")
     for name in ("min_number", "max_number", "min_target", "max_target"):
         add("--" + name.replace("_", "-"), type=int, default=getattr(game, name))
+    add("--insight", type=float, default=solver.insight, help="demos: chance to look ahead")
+    add("--notice", type=float, default=solver.notice, help="demos: chance to see what fits")
     add("--give-up", type=float, default=solver.give_up, help="demos: chance after each miss")
     add("--max-lines", type=int, default=solver.max_lines, help="demos: lines of work at most")
     add("--prompt", choices=sorted(PROMPTS), default="long", help="wording of the task")
@@ -307,6 +346,8 @@ def _complaint(options: argparse.Namespace, game: Game) -> str | None:
         "--max-target must not be below --min-target": game.max_target >= game.min_target,
         "--train and --test must be at least 1": min(options.train, options.test) >= 1,
         "--demos must not be negative": options.demos >= 0,
+        "--insight must be between 0 and 1": 0 <= options.insight <= 1,
+        "--notice must be between 0 and 1": 0 <= options.notice <= 1,
         "--give-up must be between 0 and 1": 0 <= options.give_up <= 1,
         "--max-lines must be at least 1": options.max_lines >= 1,
     }

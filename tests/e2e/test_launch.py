@@ -353,7 +353,16 @@ def test_a_file_that_cannot_be_used_is_one_sentence_and_exit_2(
 
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.yaml"))
-SEED = ["scheduler.type=local", "experiment_name=countdown-grpo", "trial_name=trial1", "actor.path=Qwen/Qwen2.5-3B-Instruct", "train_dataset.path=data/countdown/qwen/train_e.jsonl", "valid_dataset.path=data/countdown/qwen/test_e.jsonl", "stats_logger.wandb.mode=disabled", "--check"]
+SEED = [
+    "scheduler.type=local",
+    "experiment_name=countdown-grpo",
+    "trial_name=trial1",
+    "actor.path=Qwen/Qwen2.5-3B-Instruct",
+    "train_dataset.path=data/countdown/qwen/train_e.jsonl",
+    "valid_dataset.path=data/countdown/qwen/test_e.jsonl",
+    "stats_logger.wandb.mode=disabled",
+    "--check",
+]
 
 
 def test_the_seeds_command_prints_its_plan_in_both_forms(tmp_path: Path) -> None:

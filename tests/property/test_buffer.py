@@ -11,7 +11,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from arealite.data.batch import to_batch
 from arealite.rollout.buffer import Buffer, Late
+from arealite.rollout.staleness import has_fresh_token, is_wholly_fresh
 from arealite.types import Episode, Trajectory
 
 TURNS = 4
@@ -104,16 +105,19 @@ class BufferMachine(RuleBasedStateMachine):
         for _ in range(wanted):
             task = self.loop.create_task(self.buffer.admit())
             self._turn()
-            if not task.done():
-                assert self.buffer.room <= 0, "admit waits although there is room"
-                task.cancel()
-                self._turn()
-                return
-            sample_id = f"0:{self.serial}"
-            self.serial += 1
-            assert task.result() == self.buffer.version
-            self.running[sample_id] = task.result()
-            self.fates[sample_id] = []
+            self._admitted(task)
+
+    def _admitted(self, task: asyncio.Task[int]) -> None:
+        if not task.done():
+            assert self.buffer.room <= 0, "admit waits although there is room"
+            task.cancel()
+            self._turn()
+            return
+        sample_id = f"0:{self.serial}"
+        self.serial += 1
+        assert task.result() == self.buffer.version
+        self.running[sample_id] = task.result()
+        self.fates[sample_id] = []
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -148,8 +152,12 @@ class BufferMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.may_take)
     @rule()
     def take(self) -> None:
+        runner = self.loop.create_task(self.buffer.admit()) if self.buffer.room <= 0 else None
+        self._turn()
         self.taking = self.loop.create_task(self.buffer.take())
         self._turn()
+        if runner is not None:  # what take drops makes room for one who waits already
+            self._admitted(runner)
 
     @precondition(lambda self: not self.may_take and self.taking is None)
     @rule()
@@ -253,6 +261,22 @@ def test_the_staleness_rule_holds_in_every_interleaving() -> None:
     run_state_machine_as_test(
         BufferMachine,
         settings=settings(
-            max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+            max_examples=140, stateful_step_count=40, deadline=None, derandomize=True
         ),
     )
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=1, max_size=3),
+    st.integers(6, 9),
+    st.integers(0, 4),
+)
+@example([[4]], 7, 3)  # exactly as old as may be
+@example([[3]], 7, 3)  # one version too old
+@example([[3], [4]], 7, 3)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_fresh_means_a_lag_of_at_most_eta(groups: list[list[int]], version: int, eta: int) -> None:
+    episode = Episode("0:0", 0, tuple(_trajectory(group) for group in groups))
+    fresh = [version - v <= eta for group in groups for v in group]
+    assert has_fresh_token(episode, version, eta) == any(fresh)
+    assert is_wholly_fresh(episode, version, eta) == all(fresh)

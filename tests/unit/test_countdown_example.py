@@ -7,6 +7,7 @@ import operator
 import random
 import re
 import sys
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -235,20 +236,33 @@ def test_demonstrations_calculate_truly_but_are_often_wrong() -> None:
 
 def test_a_patient_solver_is_nearly_always_right() -> None:
     rng, game = random.Random(4), countdown.Game(sizes=(3,), weights=(1.0,))
-    patient = countdown.Demonstrator(give_up=0.0, max_lines=99)
+    patient = countdown.Demonstrator(notice=1.0, give_up=0.0, max_lines=99)
     found = countdown.problems(game, 200, rng)
     texts = [countdown.demonstration(problem, rng, patient, game.largest) for problem in found]
     right = [score(text, p.row()["answer"]) == 1.0 for text, p in zip(texts, found, strict=True)]
     assert sum(right) / len(right) > 0.97
 
 
-def test_work_lists_what_the_last_two_values_give_up_to_the_target() -> None:
-    numbers, rng = (7, 2, 3), random.Random(0)
-    lines = dict(countdown.lines_of_work(numbers, 12, rng, 63))
-    assert "7 * 2 = 14, 3: 17 11 42 no" in lines
-    ways = lines["7 + 2 = 9, 3: 12 yes"]
-    assert [way.term.text for way in ways] == ["(7 + 2) + 3"]
-    assert "7, 2: 9 5 yes" in dict(countdown.lines_of_work((2, 7), 5, rng, 63))
+def test_a_line_steps_back_from_the_target_and_joins_the_last_two() -> None:
+    rng = random.Random(0)
+    seer = countdown.Demonstrator(insight=1.0, notice=1.0)
+    problem = countdown.Problem((9, 4, 7), 20)
+    lines = {countdown.line_of_work(problem, rng, seer, 63) for _ in range(200)}
+    assert ("20 - 7 = 13, 9 + 4 = 13", "(9 + 4) + 7", True) in lines
+    assert all(right for _, _, right in lines), "insight sees what comes out"
+    assert ("7 - 2 = 5", "7 - 2", True) in {
+        countdown.line_of_work(countdown.Problem((2, 7), 5), rng, seer, 63) for _ in range(20)
+    }
+
+
+def test_a_step_back_leaves_what_the_others_must_give() -> None:
+    found = {undo.step: (undo.wanted, undo.frame) for undo in countdown.undos(6, 12, 99)}
+    assert found == {
+        "6 + 12 = 18": (18, "{} - 12"),
+        "12 - 6 = 6": (6, "12 - {}"),
+        "6 * 12 = 72": (72, "{} / 12"),
+        "12 / 6 = 2": (2, "12 / {}"),
+    }
 
 
 # --- tiny model
@@ -295,8 +309,9 @@ def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
 @given(text=st.text())
 @settings(max_examples=100, deadline=None)
 def test_any_text_comes_back_unchanged(folder: Path, text: str) -> None:
+    """Up to Unicode's composed form: that much Qwen2's own tokenizer class always changes."""
     tokenizer = _tokenizer(folder)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
 
 
 def _tokenizer(folder: Path, cache: dict[Path, Any] = {}) -> Any:  # noqa: B006
