@@ -52,8 +52,9 @@ class Game:
 class Demonstrator:
     """How the imperfect solver of the demonstrations behaves."""
 
-    insight: float = 0.1  # chance to look ahead when choosing a step back from the target
-    notice: float = 0.6  # chance to see that the last two numbers give what is wanted
+    misread: float = 0.6  # chance to work, soundly, towards another target than the one given
+    insight: float = 1.0  # chance to look ahead when choosing a step back from the target
+    notice: float = 1.0  # chance to see that the last two numbers give what is wanted
     give_up: float = 1.0  # chance to answer all the same, after each line that failed
     max_lines: int = 6
 
@@ -204,8 +205,8 @@ def undos(wanted: int, number: int, largest: int) -> list[Undo]:
 def reachable(numbers: Sequence[int], wanted: int, largest: int) -> bool:
     """Whether stepping back from ``wanted`` can come out with these numbers."""
     if len(numbers) == 2:
-        pair = [Term(number, str(number)) for number in numbers]
-        return any(way.term.value == wanted for way in ways(*pair, largest))
+        first, second = (Term(number, str(number)) for number in numbers)
+        return any(way.term.value == wanted for way in ways(first, second, largest))
     return any(
         reachable([*numbers[:index], *numbers[index + 1 :]], undo.wanted, largest)
         for index, number in enumerate(numbers)
@@ -249,11 +250,14 @@ def line_of_work(
 
 
 def demonstration(problem: Problem, rng: random.Random, solver: Demonstrator, largest: int) -> str:
-    """A completion that takes nearly the first idea, and often the wrong one.
+    """A completion whose every calculation is true and whose answer is often wrong.
 
-    Every calculation in it is true; what fails is the choice of steps. After a failed line the
-    solver says ``no`` and tries another one, or gives up and answers with it all the same.
+    The solver may misread the target, and may choose its steps without looking ahead. After a
+    failed line it says ``no`` and tries another one, or gives up and answers with it all the same.
     """
+    if rng.random() < solver.misread:
+        other = joined(problem.numbers, rng, largest)
+        problem = Problem(problem.numbers, other or problem.target)
     lines: list[str] = []
     while True:
         line, answer, right = line_of_work(problem, rng, solver, largest)
@@ -315,6 +319,7 @@ def parse_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, 
     add("--weights", default=",".join(map(str, game.weights)), help="how often each size")
     for name in ("min_number", "max_number", "min_target", "max_target"):
         add("--" + name.replace("_", "-"), type=int, default=getattr(game, name))
+    add("--misread", type=float, default=solver.misread, help="demos: chance of a wrong target")
     add("--insight", type=float, default=solver.insight, help="demos: chance to look ahead")
     add("--notice", type=float, default=solver.notice, help="demos: chance to see what fits")
     add("--give-up", type=float, default=solver.give_up, help="demos: chance after each miss")
@@ -346,6 +351,7 @@ def _complaint(options: argparse.Namespace, game: Game) -> str | None:
         "--max-target must not be below --min-target": game.max_target >= game.min_target,
         "--train and --test must be at least 1": min(options.train, options.test) >= 1,
         "--demos must not be negative": options.demos >= 0,
+        "--misread must be between 0 and 1": 0 <= options.misread <= 1,
         "--insight must be between 0 and 1": 0 <= options.insight <= 1,
         "--notice must be between 0 and 1": 0 <= options.notice <= 1,
         "--give-up must be between 0 and 1": 0 <= options.give_up <= 1,

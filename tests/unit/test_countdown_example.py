@@ -236,7 +236,7 @@ def test_demonstrations_calculate_truly_but_are_often_wrong() -> None:
 
 def test_a_patient_solver_is_nearly_always_right() -> None:
     rng, game = random.Random(4), countdown.Game(sizes=(3,), weights=(1.0,))
-    patient = countdown.Demonstrator(notice=1.0, give_up=0.0, max_lines=99)
+    patient = countdown.Demonstrator(misread=0.0, insight=0.1, give_up=0.0, max_lines=99)
     found = countdown.problems(game, 200, rng)
     texts = [countdown.demonstration(problem, rng, patient, game.largest) for problem in found]
     right = [score(text, p.row()["answer"]) == 1.0 for text, p in zip(texts, found, strict=True)]
@@ -245,7 +245,7 @@ def test_a_patient_solver_is_nearly_always_right() -> None:
 
 def test_a_line_steps_back_from_the_target_and_joins_the_last_two() -> None:
     rng = random.Random(0)
-    seer = countdown.Demonstrator(insight=1.0, notice=1.0)
+    seer = countdown.Demonstrator()
     problem = countdown.Problem((9, 4, 7), 20)
     lines = {countdown.line_of_work(problem, rng, seer, 63) for _ in range(200)}
     assert ("20 - 7 = 13, 9 + 4 = 13", "(9 + 4) + 7", True) in lines
