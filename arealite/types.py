@@ -35,6 +35,8 @@ class GenerationHyperparameters:
     seed: int | None = field(default=None, metadata={"help": "fixes the samples of one request"})
 
     def __post_init__(self) -> None:
+        for name in ("stop_token_ids", "stop"):  # lists are welcome; a frozen value must hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, ok, rule in (
             ("n_samples", self.n_samples >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),

@@ -35,6 +35,10 @@ MAX_ABORTS = 64
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
+class _Refused(EngineError):
+    """A server answered 4xx: the request itself is wrong, and would be so everywhere."""
+
+
 class _Busy(EngineError):
     """A server answered 429. retry_after_s: how long it asks to be left alone, if it says so."""
 
@@ -195,9 +199,9 @@ class RemoteEngine:
                     raise EngineError(
                         f"no server was free within {self._timeout_s:g} s: {error}"
                     ) from None
-            except EngineError:
+            except EngineError as error:
                 failures[server.address] += 1
-                if failures.total() > self._retries:
+                if isinstance(error, _Refused) or failures.total() > self._retries:
                     raise
                 rest = _pause(failures.total() - 1)
             finally:
@@ -358,7 +362,8 @@ def _json(text: str) -> Any:
 
 async def _refusal(server: Server, what: str, reply: aiohttp.ClientResponse) -> EngineError:
     """The error for an answer other than 200."""
-    kind = _Busy if reply.status == 429 else EngineError
+    wrong = 400 <= reply.status < 500 and reply.status not in (404, 408)
+    kind = _Busy if reply.status == 429 else _Refused if wrong else EngineError
     error = kind(
         f"server {server.address} answered {reply.status} to {what}: {await _message(reply)}"
     )

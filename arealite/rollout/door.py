@@ -194,16 +194,17 @@ class Rollouts:
         return difference
 
     async def _evaluate(self, version: int) -> dict[str, float]:
-        with self._waits.on("evaluation", f"held-out rows at version {version}"):
-            return await evaluate(
-                self._eval_workflow,
-                self._engine,
-                self._eval_rows,
-                version,
-                self._tell,
-                success=self._limits.eval_success,
-                concurrency=self._limits.eval_concurrency,
-            )
+        return await evaluate(
+            self._eval_workflow,
+            self._engine,
+            self._eval_rows,
+            version,
+            self._tell,
+            success=self._limits.eval_success,
+            concurrency=self._limits.eval_concurrency,
+            waits=self._waits,
+            deadline_s=self._limits.stall_timeout_s,
+        )
 
     async def _beat(self) -> None:
         """Once a second the status file says who waits for whom."""

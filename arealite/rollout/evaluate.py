@@ -9,6 +9,7 @@ from typing import Any
 from arealite.errors import EpisodeError
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.runner import first_of, play
+from arealite.telemetry.waits import Waits, waited
 from arealite.types import Episode
 
 
@@ -22,14 +23,18 @@ async def evaluate(
     name: str = "valid",
     success: float = 1.0,
     concurrency: int = 64,
+    waits: Waits | None = None,
+    deadline_s: float | None = None,
 ) -> dict[str, float]:
     """Plays every row and returns flat metrics `eval/<name>/...`.
 
     mean: mean reward over samples. accuracy: share of samples whose reward reaches `success`.
     pass@k: share of rows with at least one such sample, k the samples per row. An episode that
-    fails is counted in `failed` and is in no mean.
+    fails is counted in `failed` and is in no mean. Raises Stall when an episode takes longer than
+    deadline_s seconds.
     """
     places = asyncio.Semaphore(concurrency)
+    limits: dict[str, Any] = {"waits": waits or Waits(), "deadline_s": deadline_s}
     episodes: list[Episode] = []
     failed = 0
 
@@ -37,7 +42,8 @@ async def evaluate(
         nonlocal failed
         async with places:
             try:
-                played = tuple(await play(workflow, engine, sample_id, row))
+                playing = play(workflow, engine, sample_id, row)
+                played = tuple(await waited(playing, owner="workflow", what="an episode", **limits))
             except EpisodeError as error:
                 failed += 1
                 tell(Episode(sample_id, version, (), row), "failed", error=error)

@@ -294,7 +294,13 @@ def generate(options: argparse.Namespace, game: Game) -> dict[str, list[dict[str
         "test_e.jsonl": [problem.row(options.prompt) for problem in test],
     }
     if options.demos:
-        solver = Demonstrator(options.insight, options.notice, options.give_up, options.max_lines)
+        solver = Demonstrator(
+            misread=options.misread,
+            insight=options.insight,
+            notice=options.notice,
+            give_up=options.give_up,
+            max_lines=options.max_lines,
+        )
         chosen = [train[index % len(train)] for index in range(options.demos)]
         files["demos.jsonl"] = [
             {

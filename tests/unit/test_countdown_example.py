@@ -243,6 +243,18 @@ def test_a_patient_solver_is_nearly_always_right() -> None:
     assert sum(right) / len(right) > 0.97
 
 
+@pytest.mark.parametrize(("misread", "right"), [("0", (0.97, 1.0)), ("1", (0.0, 0.4))])
+def test_the_options_reach_the_demonstrator(
+    tmp_path: Path, misread: str, right: tuple[float, float]
+) -> None:
+    arguments = ["--out", str(tmp_path), "--train", "100", "--test", "9", "--demos", "200"]
+    assert countdown.main([*arguments, "--misread", misread]) == 0
+    truth = {row["query"]: row["answer"] for row in _rows(tmp_path / "train_e.jsonl")}
+    demos = _rows(tmp_path / "demos.jsonl")
+    share = sum(score(d["completion"], truth[d["prompt"]]) == 1.0 for d in demos) / len(demos)
+    assert right[0] <= share <= right[1]
+
+
 def test_a_line_steps_back_from_the_target_and_joins_the_last_two() -> None:
     rng = random.Random(0)
     seer = countdown.Demonstrator()

@@ -1,0 +1,139 @@
+"""The main job in small, through the real launcher, engine server and trainer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTDOWN = ROOT / "examples" / "countdown"
+SMALL = [
+    "train_dataset.batch_size=8",
+    "gconfig.n_samples=4",
+    "valid_dataset.max_rows=16",
+    "evaluator.freq_steps=2",
+    "total_train_steps=5",
+    "rollout.reward_fn=reward.py:compute_score",
+]
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment,
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which data and the warm-up model are small and already there."""
+    folder = tmp_path_factory.mktemp("run")
+    data = "--out data/countdown/tiny --prompt short --sizes 3 --weights 1 --max-number 12"
+    data += " --max-target 50 --train 300 --test 20 --demos 2000"
+    for command in (
+        [str(COUNTDOWN / "countdown.py"), *data.split()],
+        ["-m", "arealite.launch", "--config", str(COUNTDOWN / "warmup.yaml"),
+         "total_train_steps=30"],
+    ):  # fmt: skip
+        done = run(command, folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # Of any text some score differs: a model this raw would earn the same for every answer.
+    reward = (
+        "def compute_score(solution_str, ground_truth):\n    return len(solution_str) % 7 / 7\n"
+    )
+    (folder / "reward.py").write_text(reward)
+    return folder
+
+
+def launch(folder: Path, *overrides: str) -> tuple[str, list[dict[str, Any]]]:
+    """Runs the demo's configuration; returns what it printed and its metrics by line."""
+    config = ["-m", "arealite.launch", "--config", str(COUNTDOWN / "cpu.yaml")]
+    done = run([*config, *SMALL, *overrides], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = next((o.split("=")[1] for o in overrides if o.startswith("trial_name=")), "seed1")
+    lines = (folder / "runs/countdown-cpu" / name / "metrics.jsonl").read_text().splitlines()
+    return done.stdout, [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def asynchronous(folder: Path) -> tuple[str, list[dict[str, Any]], Path]:
+    printed, lines = launch(folder)
+    return printed, lines, folder / "runs/countdown-cpu/seed1"
+
+
+def versions(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "reward/mean" in line]
+
+
+def test_every_version_is_told_with_the_keys_of_the_contract(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    rows = versions(asynchronous[1])
+    assert [row["version"] for row in rows] == [1, 2, 3, 4, 5]
+    keys = (
+        "reward/mean rollout/accuracy rollout/tokens_per_s train/tokens_per_s staleness/max "
+        "staleness/mean staleness/masked_tokens time/wait_batch_s time/update_s time/publish_s "
+        "weights/canary_max_diff loss/policy loss/entropy loss/grad_norm counts/trained "
+        "counts/dropped_stale counts/filtered counts/failed counts/in_flight"
+    )
+    for row in rows:
+        assert set(keys.split()) <= set(row)
+
+
+def test_no_trained_token_is_older_than_the_bound(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    assert all(0 <= row["staleness/max"] <= 2 for row in versions(asynchronous[1]))
+    assert versions(asynchronous[1])[-1]["staleness/max"] > 0, "the run was asynchronous"
+
+
+def test_episodes_are_in_flight_at_every_version(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    assert all(row["counts/in_flight"] > 0 for row in versions(asynchronous[1]))
+
+
+def test_the_engine_computes_what_the_trainer_computes(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    assert all(row["weights/canary_max_diff"] <= 1e-4 for row in versions(asynchronous[1]))
+
+
+def test_the_run_folder_is_complete(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    printed, lines, run_folder = asynchronous
+    for name in ("config.yaml", "status.json", "curves.png", "summary.txt"):
+        assert (run_folder / name).stat().st_size > 0
+    assert json.loads((run_folder / "status.json").read_text())["phase"] == "done"
+    assert (run_folder / "summary.txt").read_text().strip() in printed
+    judged = {line["version"] for line in lines if "eval/valid/accuracy" in line}
+    assert judged == {0, 2, 4, 5}
+    manifest = json.loads((run_folder / "checkpoints/5/MANIFEST.json").read_text())
+    assert manifest["version"] == 5
+    assert "model.safetensors" in manifest["files"]
+    fates = [json.loads(line)["fate"] for line in (run_folder / "transcripts.jsonl").open()]
+    assert fates.count("trained") == 5 * 8
+    assert fates.count("evaluated") == 4 * 16
+
+
+def test_staleness_0_trains_on_the_policys_own_tokens(folder: Path) -> None:
+    """Then engine and trainer must agree on every sampled token: KL is second order in that."""
+    lines = launch(folder, "rollout.max_head_offpolicyness=0", "trial_name=sync")[1]
+    for row in versions(lines):
+        assert row["staleness/max"] == 0
+        assert abs(row["loss/behave_kl"]) < 1e-8  # log-probabilities equal to 1e-4
+
+
+def test_the_seeds_script_trains_too(folder: Path) -> None:
+    workflow = f"rollout.workflow={COUNTDOWN / 'train.py'}:CountDownWorkflow"
+    config = [str(COUNTDOWN / "train.py"), "--config", str(COUNTDOWN / "cpu.yaml")]
+    done = run([*config, *SMALL, workflow, "trial_name=script", "total_train_steps=2"], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = json.loads((folder / "runs/countdown-cpu/script/status.json").read_text())
+    assert (status["phase"], status["version"]) == ("done", 2)
