@@ -6,7 +6,8 @@ Both runs train the same model on the same rows for the same number of versions,
 a machine whose speed drifts slows both. The rate counts trained samples between the first and the
 last version, evaluations left out. `--short` plays 8-token answers instead of the demo's, the
 setting of the outside reference: TRL 1.16's synchronous GRPOTrainer trained 584 samples/s of a
-0.86 M parameter model in batches of 512 on 2 cores of this kind.
+0.86 M parameter model in batches of 512 on 2 cores of this kind. Cut off after 8 tokens no answer
+is right, and groups of equal reward cost no training step; so there the score is made to differ.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from typing import Any
 
 CONFIG = "examples/countdown/cpu.yaml"
 SHORT = ["gconfig.max_new_tokens=8", "train_dataset.batch_size=64", "gconfig.n_samples=8"]
+ANY_TEXT_DIFFERS = """import zlib
+def compute_score(solution_str, ground_truth):
+    return zlib.crc32(solution_str.encode()) % 101 / 100
+"""
 
 
 def run(folder: Path, name: str, steps: int, overrides: list[str]) -> dict[str, float]:
@@ -46,6 +51,8 @@ def run(folder: Path, name: str, steps: int, overrides: list[str]) -> dict[str, 
         "samples_per_s": total["train/samples"] / seconds,
         "tokens_per_s": total["rollout/tokens"] / seconds,
         "wait_share": sum(row["time/wait_batch_s"] for row in rows[skip:]) / seconds,
+        "idle_share": sum(row["train/idle_samples"] for row in rows)
+        / sum(row["train/samples"] for row in rows),
         "worst_staleness": max(row["staleness/max"] for row in rows),
     }
 
@@ -61,6 +68,10 @@ def main() -> None:
     overrides = [*(SHORT if options.short else []), *options.overrides]
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as temporary:
+        if options.short:
+            reward = Path(temporary) / "reward.py"
+            reward.write_text(ANY_TEXT_DIFFERS)
+            overrides.append(f"rollout.reward_fn={reward}:compute_score")
         for index in range(options.rounds):
             rounds.append({
                 f"staleness {eta}": run(
