@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typos import TWENTY
 
 from arealite.config import Config, load, to_yaml
 from arealite.errors import ConfigError
@@ -88,30 +89,6 @@ ALL_TYPOS = [
 def suggestion(sentence: str) -> str:
     found = re.search(r"did you mean ([\w.]+)\?", sentence)
     return found[1] if found else ""
-
-
-TWENTY = [
-    ("experiment_nme", "experiment_name"),
-    ("trial_nam", "trial_name"),
-    ("sed", "seed"),
-    ("total_train_step", "total_train_steps"),
-    ("tokeniser_path", "tokenizer_path"),
-    ("actr.path", "actor.path"),
-    ("actor.pth", "actor.path"),
-    ("actor.dtyp", "actor.dtype"),
-    ("actor.optimizer.lrr", "actor.optimizer.lr"),
-    ("actor.optimiser.lr", "actor.optimizer.lr"),
-    ("actor.optimizer.weight_decey", "actor.optimizer.weight_decay"),
-    ("actor.mb_spec.max_token_per_mb", "actor.mb_spec.max_tokens_per_mb"),
-    ("rollout.max_head_offpolicynes", "rollout.max_head_offpolicyness"),
-    ("rolout.reward_fn", "rollout.reward_fn"),
-    ("gconfig.n_sample", "gconfig.n_samples"),
-    ("gconfig.temprature", "gconfig.temperature"),
-    ("train_dataset.batchsize", "train_dataset.batch_size"),
-    ("valid_dataset.pathh", "valid_dataset.path"),
-    ("evaluator.freq_step", "evaluator.freq_steps"),
-    ("stats_logger.wandb.mod", "stats_logger.wandb.mode"),
-]
 
 
 @pytest.mark.parametrize(("typo", "right"), TWENTY)
