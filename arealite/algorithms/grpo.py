@@ -12,7 +12,7 @@ from arealite.config import ActorConfig
 from arealite.types import Episode
 
 if TYPE_CHECKING:  # the two rooms of this floor meet only in types
-    from arealite.data.batch import MicroBatch
+    from arealite.data.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)

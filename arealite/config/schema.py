@@ -66,6 +66,7 @@ class ActorConfig:
     threads: int | None = opt(None, "CPU threads of the trainer; null: its share of the cores")
     gradient_checkpointing: bool = opt(False, "recompute activations: less memory, more time")
     mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
+    share_prompts: bool = opt(True, "compute a group's common prompt once, where that saves work")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
     ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
     eps_clip: float = opt(0.2, "the policy ratio is clipped at 1 - eps_clip")

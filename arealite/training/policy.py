@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from arealite.config import Config
-from arealite.data.batch import Batch, MicroBatch, Sample, micro_batches
+from arealite.data.batch import Batch, Sample
+from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import NonFinite
-from arealite.training.logprobs import check_model, token_logprobs
+from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
 from arealite.training.model import load_model, use_threads
 from arealite.training.optim import build_optimizer, clip_gradients, learning_rate
 from arealite.training.weights import Publisher, make_probe, weights_folder
@@ -32,6 +33,11 @@ class Policy:
         self.optimizer = build_optimizer(model, config.actor.optimizer)
         self._updates, self._total_updates = 0, total_updates
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
+        self._share_prompts = (
+            config.actor.share_prompts
+            and not config.actor.gradient_checkpointing  # transformers drops the cache with it
+            and can_share_prompts(model)
+        )
         self._publisher: Publisher | None = None
 
     @classmethod
@@ -57,7 +63,7 @@ class Policy:
         sums: defaultdict[str, float] = defaultdict(float)
         parts = _split(batch, self.config.actor.ppo_n_minibatches)
         budget = self.config.actor.mb_spec.max_tokens_per_mb
-        pieces = [list(micro_batches(part, budget)) for part, _ in parts]
+        pieces = [list(micro_batches(part, budget, self._share_prompts)) for part, _ in parts]
         if len(parts) > 1:  # later updates are measured against the policy that took the batch
             pieces = [[self._annotate(m) for m in piece] for piece in pieces]
         for piece, (_, n_tokens) in zip(pieces, parts, strict=True):

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from arealite.data.batch import Batch, MicroBatch, Sample
+from arealite.data.batch import Batch, Sample
+from arealite.data.micro_batch import MicroBatch
 from arealite.errors import ConfigError
 
 

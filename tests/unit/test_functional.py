@@ -11,7 +11,7 @@ import torch
 from arealite.algorithms.functional import decoupled_ppo_loss, group_advantages
 from arealite.algorithms.grpo import GRPO
 from arealite.config import ActorConfig
-from arealite.data.batch import MicroBatch
+from arealite.data.micro_batch import MicroBatch
 from arealite.types import Episode, Trajectory
 
 

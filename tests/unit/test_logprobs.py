@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from training_support import batch_of, ragged_samples, tiny_model
 
-from arealite.data.batch import micro_batches
+from arealite.data.micro_batch import micro_batches
 from arealite.errors import ConfigError
 from arealite.training.logprobs import check_model, token_logprobs
 

@@ -13,7 +13,8 @@ from training_support import batch_of, config_for, ragged_samples, tiny_model, w
 from transformers import AutoModelForCausalLM
 
 from arealite.algorithms.grpo import GRPO
-from arealite.data.batch import Batch, MicroBatch
+from arealite.data.batch import Batch
+from arealite.data.micro_batch import MicroBatch
 from arealite.errors import NonFinite
 from arealite.training.logprobs import token_logprobs
 from arealite.training.policy import Policy

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_support import config_for, tiny_model, tiny_tokenizer
 
-from arealite.data.batch import micro_batches
+from arealite.data.micro_batch import micro_batches
 from arealite.errors import ConfigError
 from arealite.training.policy import Policy
 from arealite.training.sft import cross_entropy, epochs, to_samples
@@ -83,8 +83,8 @@ def test_the_loss_is_the_models_own_cross_entropy() -> None:
     found = policy.update(batch, cross_entropy)["loss/policy"]
     (micro,) = micro_batches(batch.samples, 10**6)
     labels = torch.full_like(micro.input_ids, -100)
-    labels.view(-1)[micro.source + 1] = micro.targets
-    expected = tiny_model()(input_ids=micro.input_ids, labels=labels).loss
+    labels.view(-1)[micro.source] = micro.targets
+    expected = tiny_model()(input_ids=micro.input_ids, labels=labels, shift_labels=labels).loss
     assert found == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
