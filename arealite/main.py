@@ -14,7 +14,7 @@ from arealite.training.sft import cross_entropy
 
 def train(config: Config, addresses: Sequence[str]) -> None:
     """Rows become episodes, episodes a batch, a batch a new policy, the policy new episodes."""
-    algorithm, max_lag = GRPO(config.actor), config.rollout.max_head_offpolicyness
+    algorithm, max_lag = GRPO(config.actor), config.rollout.max_trained_lag
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
         with open_rollouts(run, addresses, algorithm.keep) as rollouts:
             rollouts.publish(policy.export(policy.version))

@@ -40,6 +40,9 @@ from arealite.training.policy import Policy
 from arealite.training.sft import epochs, to_samples
 from arealite.types import Episode, GenerationHyperparameters
 
+MUCH = 0.05
+"""Share of a batch that may be lost to its age without a warning."""
+
 ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
 """Environment variable with the servers' host:port, separated by commas."""
 
@@ -117,6 +120,7 @@ class Run:
         eta = (now - self._started) / max(done, 1) * left
         self.status.set(phase="training", version=version, eta_s=round(eta, 1))
         self._recorder.record(version, {**metrics, **self._accuracy(episodes)})
+        self._watch_losses(metrics, len(episodes))
         if self.transcripts is not None and episodes:
             for episode in episodes:
                 self.transcripts.write(
@@ -128,6 +132,16 @@ class Run:
                     trained_version=version,
                 )
             self.transcripts.flush()
+
+    def _watch_losses(self, metrics: Mapping[str, float], trained: int) -> None:
+        """What the staleness bound costs should be an exception."""
+        dropped = metrics.get("staleness/dropped_episodes", 0.0)
+        masked = metrics.get("staleness/masked_tokens", 0.0)
+        if dropped > MUCH * (dropped + trained) or masked > MUCH * metrics.get("rollout/tokens", 0):
+            self.status.alarm(
+                f"more than {MUCH:.0%} of a batch was too old to train: raise "
+                "rollout.max_head_offpolicyness or lower rollout.max_concurrent_rollouts"
+            )
 
     def _accuracy(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Share of the batch's samples that solved their row."""
@@ -193,6 +207,8 @@ def open_rollouts(
 ) -> Rollouts:
     """The door to the episodes of this run, over the servers at these addresses (host:port)."""
     config = run.config
+    if config.rollout.late == "keep":
+        run.status.alarm("rollout.late is keep: tokens of any age are trained, without a bound")
     engine = RemoteEngine(
         addresses,
         run.waits,

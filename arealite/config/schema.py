@@ -92,8 +92,10 @@ class RolloutConfig:
     threads: int | None = opt(None, "CPU threads of one server; null: its share of the cores")
     max_running_requests: int = opt(64, "sequences that one server decodes together")
     max_head_offpolicyness: int = opt(2, "staleness bound: versions a trained token may be old")
-    late: Literal["mask", "drop"] = opt(
-        "mask", "what happens to tokens that are too old: masked, or the episode dropped"
+    late: Literal["mask", "drop", "wait", "keep"] = opt(
+        "mask",
+        "tokens that are too old: left out of the loss, the episode dropped, nothing too old "
+        "because batches keep the order of admission, or trained all the same",
     )
     max_concurrent_rollouts: int | None = opt(None, "episodes in flight; null: as staleness allows")
     update_mode: Literal["retract", "in_place"] = opt(
@@ -103,6 +105,11 @@ class RolloutConfig:
     request_retries: int = opt(3, "how often a failed request is sent again")
     setup_timeout_s: float = opt(300.0, "deadline for the servers to come up")
     stall_timeout_s: float = opt(600.0, "the run ends with exit 6 when a batch takes longer")
+
+    @property
+    def max_trained_lag(self) -> int | None:
+        """The lag above which a token does not enter the loss; None: any lag is trained."""
+        return None if self.late == "keep" else self.max_head_offpolicyness
 
 
 @dataclass(frozen=True)

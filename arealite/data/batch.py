@@ -41,27 +41,39 @@ def to_batch(
     episodes: Sequence[Episode],
     credit: Callable[[Episode], list[float]],
     version: int,
-    max_lag: int,
+    max_lag: int | None,
 ) -> Batch:
     """The batch that turns policy `version` into the next one.
 
-    A token older than max_lag versions is left out of the loss and of its normaliser. A sample
+    A token older than max_lag versions (None: no limit) is left out of the loss and of its
+    normaliser. A sample
     whose advantage is exactly 0 has exactly zero gradient: it counts in the normaliser, and its
     forward and backward pass is saved.
     """
     samples: list[Sample] = []
     n_tokens = masked = 0
     lags: list[int] = []
+    heads: list[int] = []
+    tails: list[int] = []
     for group, episode in enumerate(episodes):
         for trajectory, advantage in zip(episode.trajectories, credit(episode), strict=True):
-            trained = _fresh(trajectory, version - max_lag)
+            trained = _fresh(trajectory, 0 if max_lag is None else version - max_lag)
             masked += trajectory.sampled - len(trained)
             n_tokens += len(trained)
-            lags.extend(version - trajectory.versions[i] for i in trained)
+            of_tokens = [version - trajectory.versions[i] for i in trained]
+            lags.extend(of_tokens)
+            heads.extend(of_tokens[:1])
+            tails.extend(of_tokens[-1:])
             if advantage != 0.0 and trained:
                 behave = [trajectory.logprobs[i] for i in trained]
                 samples.append(Sample(trajectory.tokens, trained, behave, advantage, group))
-    stats = _stats(episodes, lags) | {"staleness/masked_tokens": float(masked)}
+    stats = _stats(episodes) | {
+        "staleness/masked_tokens": float(masked),
+        "staleness/max": float(max(lags, default=0)),
+        "staleness/mean": _mean(lags),
+        "staleness/head": _mean(heads),  # of each trajectory's first trained token
+        "staleness/tail": _mean(tails),
+    }
     n_samples = sum(len(e.trajectories) for e in episodes)
     stats["train/samples"] = float(n_samples)
     stats["train/idle_samples"] = float(n_samples - len(samples))
@@ -78,7 +90,11 @@ def _fresh(trajectory: Trajectory, oldest: int) -> list[int]:
     ]
 
 
-def _stats(episodes: Sequence[Episode], lags: Sequence[int]) -> dict[str, float]:
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / max(len(numbers), 1)
+
+
+def _stats(episodes: Sequence[Episode]) -> dict[str, float]:
     trajectories = [t for e in episodes for t in e.trajectories]
     n = max(len(trajectories), 1)
     sampled = [t.sampled for t in trajectories]
@@ -88,8 +104,6 @@ def _stats(episodes: Sequence[Episode], lags: Sequence[int]) -> dict[str, float]
         "rollout/completion_length": sum(sampled) / n,
         "rollout/truncated": sum(t.truncated for t in trajectories) / n,
         "rollout/tokens": float(sum(sampled)),
-        "staleness/mean": sum(lags) / max(len(lags), 1),
-        "staleness/max": float(max(lags, default=0)),
         "train/tokens": float(sum(len(t.tokens) for t in trajectories)),
     }
     for name in names:

@@ -1,7 +1,7 @@
 """Finished episodes between the engines and the trainer; the staleness rule is applied here.
 
 Invariants: every admitted episode ends in exactly one of accept, give_back (failed or filtered)
-or a drop at take; running never goes below 0; take returns exactly batch_size episodes. All
+or a drop at take; nothing ends that does not run; take returns exactly batch_size episodes. All
 methods run on the event loop: no locks.
 """
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
 
-from arealite.rollout.staleness import has_fresh_token, is_wholly_fresh, room
+from arealite.errors import ConfigError
+from arealite.rollout.staleness import Late, is_usable, is_wholly_in_order, room
 from arealite.types import Episode
-
-Late = Literal["mask", "drop"]
 
 
 class Buffer:
@@ -33,11 +31,11 @@ class Buffer:
         self.batch_size, self.eta, self.late = batch_size, eta, late
         self.max_running = max_running
         self.version = version
-        self.running = 0
+        self._running: dict[str, int] = {}  # sample id -> its place in the order of admission
         # Everything consumed before this run began counts as accepted, or room would be wrong.
         self.accepted = version * batch_size
         self.counts: Counter[str] = Counter()
-        self._ready: list[Episode] = []
+        self._ready: list[tuple[int, Episode]] = []
         self._on_dropped = on_dropped
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -46,37 +44,42 @@ class Buffer:
         return len(self._ready)
 
     @property
+    def running(self) -> int:
+        """Episodes admitted and not yet ended."""
+        return len(self._running)
+
+    @property
     def room(self) -> int:
         free = room(self.version, self.eta, self.batch_size, self.running, self.accepted)
         return free if self.max_running is None else min(free, self.max_running - self.running)
 
-    async def admit(self) -> int:
+    async def admit(self, sample_id: str) -> int:
         """Waits for room, takes one place, and returns the version to stamp on the episode."""
         await self._until(lambda: self.room > 0)
-        self.running += 1
+        if sample_id in self._running:
+            raise ConfigError(f"row {sample_id} came twice; every row needs an id of its own")
+        self._running[sample_id] = self.counts["admitted"]
         self.counts["admitted"] += 1
         return self.version
 
     def accept(self, episode: Episode) -> None:
         """A running episode ended and is kept for training."""
-        self._end_one()
+        self._ready.append((self._end(episode.sample_id), episode))
         self.accepted += 1
-        self._ready.append(episode)
         self._changed.set()
 
-    def give_back(self, reason: str) -> None:
+    def give_back(self, sample_id: str, reason: str) -> None:
         """A running episode ended without a use ("failed", "filtered"): its place is free."""
-        self._end_one()
+        self._end(sample_id)
         self.counts[reason] += 1
         self._changed.set()
 
     async def take(self) -> list[Episode]:
         """The next batch, oldest admission first. Waits until there are enough episodes."""
         await self._until(self._enough)
-        self._ready.sort(key=lambda e: e.version)  # stable: equal versions stay in order of ending
         batch, self._ready = self._ready[: self.batch_size], self._ready[self.batch_size :]
         self.counts["trained"] += len(batch)
-        return batch
+        return [episode for _, episode in batch]
 
     def advance(self, version: int) -> None:
         """Version `version` is published: there is room again."""
@@ -92,14 +95,17 @@ class Buffer:
 
     def _enough(self) -> bool:
         self._drop_stale()
-        return len(self._ready) >= self.batch_size
+        if len(self._ready) < self.batch_size:
+            return False
+        self._ready.sort(key=lambda ready: ready[0])
+        last = self._ready[self.batch_size - 1][0]
+        return is_wholly_in_order(self.late, last, next(iter(self._running.values()), None))
 
     def _drop_stale(self) -> None:
-        usable = is_wholly_fresh if self.late == "drop" else has_fresh_token
-        kept: list[Episode] = []
-        for episode in self._ready:
-            if usable(episode, self.version, self.eta):
-                kept.append(episode)
+        kept: list[tuple[int, Episode]] = []
+        for order, episode in self._ready:
+            if is_usable(self.late, episode, self.version, self.eta):
+                kept.append((order, episode))
             else:
                 self.accepted -= 1  # its place is free for a fresh one
                 self.counts["dropped_stale"] += 1
@@ -107,10 +113,10 @@ class Buffer:
                 self._changed.set()
         self._ready = kept
 
-    def _end_one(self) -> None:
-        if self.running < 1:
-            raise RuntimeError("an episode ended that was never admitted")
-        self.running -= 1
+    def _end(self, sample_id: str) -> int:
+        if sample_id not in self._running:
+            raise RuntimeError(f"episode {sample_id} ended, but it does not run")
+        return self._running.pop(sample_id)
 
     async def _until(self, true: Callable[[], bool]) -> None:
         while True:

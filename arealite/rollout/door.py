@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 
 from arealite.errors import ArealiteError
 from arealite.protocols import ManagedEngine, Workflow
-from arealite.rollout.buffer import Buffer, Late
+from arealite.rollout.buffer import Buffer
 from arealite.rollout.evaluate import evaluate
 from arealite.rollout.runner import Runner
+from arealite.rollout.staleness import Late
+from arealite.rollout.survivorship import survivorship
 from arealite.telemetry.status import Status
 from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits, waited
@@ -70,6 +72,9 @@ class Rollouts:
         self._version = version
         self._seen_tokens, self._seen_at = 0.0, time.monotonic()
         self._timed: dict[str, float] = {}
+        self._batch: list[Episode] = []
+        self._dropped: list[tuple[int, Episode]] = []
+        self._batch_version = version
         self._running: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -106,7 +111,7 @@ class Rollouts:
         Raises Stall at the deadline, or whatever ended the episodes (ErrorBudgetSpent, ...).
         """
         with self._timing("wait_batch"):
-            return self._call(
+            self._batch = self._call(
                 waited(
                     self._buffer.take(),
                     waits=self._waits,
@@ -115,6 +120,8 @@ class Rollouts:
                     deadline_s=self._limits.stall_timeout_s,
                 )
             )
+        self._batch_version = self._buffer.version
+        return self._batch
 
     def publish(self, update: WeightUpdate) -> float:
         """Brings every engine to this version and verifies it; then the version counts.
@@ -142,8 +149,10 @@ class Rollouts:
         }
 
     def stats(self) -> dict[str, float]:
-        """Flat metrics since the last call: counts, waits of the trainer, engine speed, canary."""
+        """Flat metrics since the last call: counts, waits, what was dropped, speed, canary."""
+        dropped, self._dropped = self._dropped, []
         stats = self.counts | self._timed
+        stats |= survivorship(self._batch, dropped, self._batch_version)
         tokens = self._call(self._engine.server_metrics()).get("tokens_generated")
         now = time.monotonic()
         if tokens is not None:
@@ -172,7 +181,7 @@ class Rollouts:
             limits.late,
             limits.max_running,
             self._version,
-            on_dropped=lambda episode: self._tell(episode, "dropped_stale"),
+            on_dropped=self._on_dropped,
         )
         beat = asyncio.create_task(self._beat())
         started.set_result(None)
@@ -230,6 +239,10 @@ class Rollouts:
                 dataset="valid" if fate == "evaluated" else None,
                 error=error,
             )
+
+    def _on_dropped(self, episode: Episode) -> None:
+        self._dropped.append((self._buffer.version, episode))
+        self._tell(episode, "dropped_stale")
 
     @contextmanager
     def _timing(self, name: str) -> Iterator[None]:

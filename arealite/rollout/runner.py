@@ -97,8 +97,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as episodes:
                 while True:
-                    version = await self._buffer.admit()
                     sample_id, row = self._next_row()
+                    version = await self._buffer.admit(sample_id)
                     episodes.create_task(self._episode(sample_id, row, version))
         except* Exception as group:
             self._buffer.fail(first_of(group))
@@ -113,7 +113,7 @@ class Runner:
         try:
             trajectories = await play(self._workflow, self._engine, sample_id, row)
         except EpisodeError as error:
-            self._buffer.give_back("failed")
+            self._buffer.give_back(sample_id, "failed")
             self._tell(Episode(sample_id, version, (), row), "failed", error=error)
             if self._budget.spend(ok=False):
                 where = "" if isinstance(error, WorkflowError) else f"row {sample_id}: "
@@ -125,7 +125,7 @@ class Runner:
         self._budget.spend(ok=True)
         episode = Episode(sample_id, version, tuple(trajectories), row)
         if not trajectories or not self._keep(episode):
-            self._buffer.give_back("filtered")
+            self._buffer.give_back(sample_id, "filtered")
             self._tell(episode, "filtered")
             return
         self._buffer.accept(episode)

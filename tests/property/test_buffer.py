@@ -22,9 +22,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from arealite.config import RolloutConfig
 from arealite.data.batch import to_batch
-from arealite.rollout.buffer import Buffer, Late
-from arealite.rollout.staleness import has_fresh_token, is_wholly_fresh
+from arealite.rollout.buffer import Buffer
+from arealite.rollout.staleness import Late, has_fresh_token, is_wholly_fresh
 from arealite.types import Episode, Trajectory
 
 TURNS = 4
@@ -54,11 +55,12 @@ class BufferMachine(RuleBasedStateMachine):
         self.batches: list[tuple[int, list[Episode]]] = []
         self.taking: asyncio.Task[list[Episode]] | None = None
         self.serial = 0
+        self.last_in_order = -1
 
     @initialize(
         batch_size=st.integers(1, 3),
         eta=st.integers(0, 3),
-        late=st.sampled_from(["mask", "drop"]),
+        late=st.sampled_from(["mask", "drop", "wait", "keep"]),
         start=st.integers(0, 2),
         cap=st.one_of(st.none(), st.integers(1, 5)),
     )
@@ -103,9 +105,13 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(wanted=st.integers(1, 4))
     def admit(self, wanted: int) -> None:
         for _ in range(wanted):
-            task = self.loop.create_task(self.buffer.admit())
+            task = self._ask()
             self._turn()
             self._admitted(task)
+
+    def _ask(self) -> asyncio.Task[int]:
+        """Asks for a place for the next row."""
+        return self.loop.create_task(self.buffer.admit(f"0:{self.serial}"))
 
     def _admitted(self, task: asyncio.Task[int]) -> None:
         if not task.done():
@@ -140,19 +146,19 @@ class BufferMachine(RuleBasedStateMachine):
         sample_id = data.draw(st.sampled_from(sorted(self.running)))
         del self.running[sample_id]
         self.fates[sample_id].append(reason)
-        self.buffer.give_back(reason)
+        self.buffer.give_back(sample_id, reason)
         self._turn()
 
     @precondition(lambda self: not self.running)
     @rule()
     def nothing_can_end_that_was_not_admitted(self) -> None:
-        with pytest.raises(RuntimeError, match="never admitted"):
-            self.buffer.give_back("failed")
+        with pytest.raises(RuntimeError, match="does not run"):
+            self.buffer.give_back("0:0", "failed")
 
     @precondition(lambda self: self.may_take)
     @rule()
     def take(self) -> None:
-        runner = self.loop.create_task(self.buffer.admit()) if self.buffer.room <= 0 else None
+        runner = self._ask() if self.buffer.room <= 0 else None
         self._turn()
         self.taking = self.loop.create_task(self.buffer.take())
         self._turn()
@@ -176,7 +182,9 @@ class BufferMachine(RuleBasedStateMachine):
                 break
             if self.buffer.room > 0:
                 self.admit(1)
-            sample_id = max(self.running, key=lambda i: int(i[2:]))
+            # `wait` is owed the oldest; elsewhere stragglers are left alone if they can be
+            choose = min if self.late == "wait" else max
+            sample_id = choose(self.running, key=lambda i: int(i[2:]))
             del self.running[sample_id]
             fresh = (_trajectory([self.buffer.version]),)
             self.buffer.accept(Episode(sample_id, self.buffer.version, fresh))
@@ -229,11 +237,17 @@ class BufferMachine(RuleBasedStateMachine):
         for version, batch in self.batches:
             assert len(batch) == self.buffer.batch_size, "take returns exactly batch_size"
             _check_lags(batch, version, self.buffer.eta, self.late)
+            if self.late == "wait":
+                orders = [int(episode.sample_id[2:]) for episode in batch]
+                assert orders == sorted(orders)
+                assert orders[0] > self.last_in_order
+                self.last_in_order = orders[-1]
         self.batches.clear()
 
 
 def _check_lags(episodes: list[Episode], version: int, eta: int, late: Late) -> None:
-    batch = to_batch(episodes, lambda e: [1.0] * len(e.trajectories), version, eta)
+    limit = RolloutConfig(max_head_offpolicyness=eta, late=late).max_trained_lag
+    batch = to_batch(episodes, lambda e: [1.0] * len(e.trajectories), version, limit)
     lags = []
     expected = 0
     by_tokens = {id(t.tokens): t for e in episodes for t in e.trajectories}
@@ -243,17 +257,19 @@ def _check_lags(episodes: list[Episode], version: int, eta: int, late: Late) -> 
         lags += [version - trajectory.versions[i] for i in sample.trained]
     for trajectory in by_tokens.values():
         expected += sum(
-            bool(m) and version - v <= eta
+            bool(m) and (limit is None or version - v <= limit)
             for m, v in zip(trajectory.loss_mask, trajectory.versions, strict=True)
         )
-    assert all(0 <= lag <= eta for lag in lags), "0 <= lag <= eta"
     assert len(lags) == batch.n_tokens == expected, "no fresh token is left out"
+    assert batch.stats["staleness/max"] == max(lags)
+    if late == "keep":
+        return
+    assert all(0 <= lag <= eta for lag in lags), "0 <= lag <= eta"
     assert all(
         any(version - v <= eta for t in e.trajectories for v in t.versions if v >= 0)
         for e in episodes
     ), "an episode with nothing to train takes a place in the batch"
-    assert batch.stats["staleness/max"] == max(lags)
-    if late == "drop":
+    if late in ("drop", "wait"):
         assert batch.stats["staleness/masked_tokens"] == 0
 
 
