@@ -8,7 +8,7 @@
     |   `-- WorkflowError       the user's workflow raised, or returned something malformed
     |-- ErrorBudgetSpent    3   too many episodes failed
     |-- CheckpointError     4   no checkpoint that can be trusted
-    |-- EnginesExhausted    5   no inference server left, or none with verified weights
+    |-- EnginesExhausted    5   an inference server was lost, or none has verified weights
     |-- Stall               6   a wait passed its deadline
     |-- NonFinite           7   NaN or inf on its way to the weights
     `-- Preempted          75   asked to stop; what was done is kept, run again to go on

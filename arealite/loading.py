@@ -117,6 +117,13 @@ def _from_file(path: Path) -> Any:
 
 
 def _by_name(name: str) -> Any:
+    """The module of this name; a user's own folder `workflows` does not hide the one shipped."""
+    root, _, rest = name.partition(".")
+    if root == "workflows" and rest:
+        shipped = str(Path(__file__).resolve().parents[1] / root)
+        package = _executed(lambda: importlib.import_module(root), root)
+        if shipped not in package.__path__:
+            package.__path__ = [*package.__path__, shipped]
     return _executed(lambda: importlib.import_module(name), name)
 
 

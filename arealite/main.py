@@ -39,6 +39,7 @@ def finetune(config: Config, addresses: Sequence[str] = ()) -> None:
             stats = policy.update(batch, cross_entropy)
             policy.version = version + 1
             run.record(version + 1, batch.stats | stats)
+            run.save_if_due(policy, version + 1)
         run.save(policy)
 
 

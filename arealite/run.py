@@ -34,7 +34,7 @@ from arealite.telemetry.status import Status
 from arealite.telemetry.summary import summarise
 from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits
-from arealite.training.checkpoint import save_model
+from arealite.training.checkpoint import check_export, save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
 from arealite.training.sft import epochs, to_samples
@@ -105,7 +105,7 @@ class Run:
         """Endless batches of prompt/completion rows."""
         dataset = self.config.train_dataset
         samples = to_samples(self.rows, self.tokenizer, dataset.max_length, "train_dataset")
-        return epochs(samples, dataset.batch_size, self.config.seed)
+        return epochs(samples, dataset.batch_size, self.config.seed, dataset.shuffle)
 
     # --- what the loop tells
 
@@ -181,9 +181,13 @@ class Run:
 def open_run(config: Config) -> Iterator[Run]:
     """Opens the run folder and telemetry; at the end draws the curves and writes the summary.
 
-    A run folder that already holds a run is moved aside, never overwritten.
+    A run folder that already holds a run's metrics is moved aside, never overwritten.
     """
+    if config.saver.export:
+        check_export(Path(config.saver.export))  # before hours of work, not after
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
+    if folder.metrics.exists():
+        folder.move_aside()
     folder.create()
     write_atomically(folder.config, to_yaml(config))
     run = Run(config, folder)

@@ -15,12 +15,15 @@ Where = Callable[[str], str]
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""
 
+_COLDEST = 1e-4
+"""Colder than this, logits divided by the temperature are too large to be told apart."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check(config: Config, where: Where) -> None:
     """Raises ConfigError with the first rule that is broken."""
-    rules = [_names(config), _finite(config), _numbers(config), _ranges(config)]
+    rules = [_names(config), _finite(config), _numbers(config), _ranges(config), _sampling(config)]
     rules.append(_sft(config) if config.mode == "sft" else _rl(config))
     for rule in rules:
         for key, sentence in rule:
@@ -64,6 +67,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.threads": config.actor.threads,
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
+        "actor.optimizer.eps": config.actor.optimizer.eps,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
         "rollout.max_running_requests": config.rollout.max_running_requests,
@@ -100,17 +104,46 @@ def _ranges(config: Config) -> Iterator[Broken]:
         "actor.eps_clip": config.actor.eps_clip,
         "actor.optimizer.warmup_steps_proportion": optimizer.warmup_steps_proportion,
         "actor.optimizer.min_lr_ratio": optimizer.min_lr_ratio,
-        "actor.optimizer.beta1": optimizer.beta1,
-        "actor.optimizer.beta2": optimizer.beta2,
     }
     for key, share in shares.items():
         if not 0 <= share <= 1:
             yield key, f"it is {share}, it must lie between 0 and 1"
+    for key, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
+        if not 0 <= beta < 1:
+            yield f"actor.optimizer.{key}", f"it is {beta}, it must be at least 0 and below 1"
     if config.rollout.max_head_offpolicyness < 0:
         yield "rollout.max_head_offpolicyness", "it is negative; 0 is the synchronous run"
 
 
+def _sampling(config: Config) -> Iterator[Broken]:
+    for key, seed in (("seed", config.seed), ("gconfig.seed", config.gconfig.seed)):
+        if seed is not None and not 0 <= seed < 2**63:
+            yield key, f"it is {seed}, it must be at least 0 and below 2**63"
+    for section in ("gconfig", "evaluator"):
+        temperature = getattr(config, section).temperature
+        if temperature is not None and temperature < _COLDEST:
+            yield (
+                f"{section}.temperature",
+                f"it is {temperature}, it must be at least {_COLDEST:g}; "
+                "for the likeliest token use evaluator.greedy",
+            )
+
+
+def _engine(config: Config) -> Iterator[Broken]:
+    if config.gconfig.stop and config.rollout.backend == "embedded":
+        yield (
+            "gconfig.stop",
+            "the embedded server stops at token ids only; use gconfig.stop_token_ids",
+        )
+    if config.gconfig.greedy:
+        yield (
+            "gconfig.greedy",
+            "a group of equal samples teaches nothing; use evaluator.greedy, for evaluation alone",
+        )
+
+
 def _rl(config: Config) -> Iterator[Broken]:
+    yield from _engine(config)
     n = config.gconfig.n_samples
     if n < 2:
         yield (

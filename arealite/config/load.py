@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arealite.config import secrets
 from arealite.config.check import check
 from arealite.config.schema import Config
 from arealite.config.source import Places, parse, read, split
 from arealite.errors import ConfigError
-
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
-_SECRET_ENV = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -39,31 +36,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         _apply(override, tree, places)
     _check_keys(tree, places)
     config = _to_config(tree, places)
+    secrets.remember(OmegaConf.to_container(tree), dataclasses.asdict(config))
     check(config, lambda key: _place(key, places, path))
     return config
 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, with secrets masked."""
-    secrets = {
-        value
-        for name, value in os.environ.items()
-        if _SECRET_ENV.search(name.upper()) and len(value) >= 6
-    }
-
-    def masked(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: masked(k, v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [masked(key, v) for v in value]
-        if isinstance(value, str):
-            if value and _SECRET_KEY.search(key):
-                return "***"
-            for secret in secrets:
-                value = value.replace(secret, "***")
-        return value
-
-    return str(yaml.safe_dump(masked("", dataclasses.asdict(config)), sort_keys=False))
+    shown = secrets.masked("", dataclasses.asdict(config))
+    return str(yaml.safe_dump(shown, sort_keys=False))
 
 
 def _section_type(annotation: Any) -> Any:

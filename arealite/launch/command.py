@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from arealite.config import Config, load
 from arealite.config.cli import parser
-from arealite.errors import ArealiteError, boundary
+from arealite.errors import ArealiteError, ConfigError, boundary
 from arealite.launch.facts import gather
+from arealite.launch.inputs import check_code, require
 from arealite.launch.local import Supervisor
+from arealite.launch.lock import claimed
+from arealite.launch.output import show
 from arealite.launch.plan import Plan, make_plan
 from arealite.processes import follow_parent
 from arealite.telemetry.run_folder import RunFolder
-from arealite.telemetry.status import Status
+from arealite.telemetry.status import Status, read_status
 
 
 def launch(
@@ -33,53 +33,60 @@ def launch(
         config = load(arguments.config, arguments.overrides)
 
         def plan() -> Plan:
-            return make_plan(config, gather(config), arguments.config, arguments.overrides, trainer)
+            check_code(config)
+            facts = gather(config)
+            if not arguments.check:
+                require(facts.missing)
+            return make_plan(config, facts, arguments.config, arguments.overrides, trainer)
 
         first = plan()
         if arguments.check:
-            print("\n".join(first.report))
-            return
-        _carry_out(config, first, plan)
+            _print_plan(first)
+        else:
+            _carry_out(config, first, plan)
 
 
-def _carry_out(config: Config, first: Plan, plan: object) -> None:
-    assert callable(plan)
+def _print_plan(plan: Plan) -> None:
+    error = show("\n".join(plan.report))
+    if error and not isinstance(error, BrokenPipeError):  # a reader may have read enough
+        raise ConfigError(f"the plan cannot be written to standard output: {error.strerror}")
+
+
+def _carry_out(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
-    _move_aside(folder.path)
-    folder.create()
-    status = Status(folder)
-    status.set(phase="preparing")
-    status.flush()
-    supervisor = Supervisor(first, config.scheduler.grace_s)
-    with supervisor.signals(), supervisor:
-        try:
-            for step in first.prepare:
-                supervisor.prepare(step, _say)
-            plan()  # what was prepared may contradict the settings: say so before the start
-            trainer = supervisor.start()
-            _follow(folder, lambda: supervisor.watch(trainer))
-        except ArealiteError as error:
-            Status(folder).set(phase="failed", error=str(error))
-            raise
+    with claimed(folder) as aside:
+        if aside:
+            _say(f"an older run was moved to {aside}")
+        status = Status(folder)
+        status.set(phase="preparing")
+        status.flush()
+        supervisor = Supervisor(first, config.scheduler.grace_s)
+        with supervisor.signals():
+            try:
+                with supervisor:
+                    _run(folder, first, plan, supervisor)
+            except Exception as error:
+                _record(folder, error)
+                raise
     if folder.summary.exists():
-        print(folder.summary.read_text(), flush=True)
+        show(folder.summary.read_text())
 
 
-def _follow(folder: RunFolder, ended: object) -> None:
-    assert callable(ended)
+def _run(folder: RunFolder, first: Plan, plan: Callable[[], Plan], supervisor: Supervisor) -> None:
     from arealite.telemetry.progress import follow  # the terminal library, only when needed
 
-    follow(folder, ended)
+    for step in first.prepare:
+        supervisor.prepare(step, _say)
+    plan()  # what was prepared may contradict the settings: say so before the start
+    trainer = supervisor.start()
+    follow(folder, lambda: supervisor.watch(trainer))
 
 
-def _move_aside(path: Path) -> None:
-    """An older run of this name is kept under another one, never mixed with the new."""
-    if not (path / "status.json").exists():
-        return
-    aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    os.replace(path, aside)
-    _say(f"an older run was moved to {aside}")
+def _record(folder: RunFolder, error: Exception) -> None:
+    """The cause goes into status.json last: a trainer that is ended only knows that it was."""
+    sentence = str(error) if isinstance(error, ArealiteError) else repr(error)
+    Status(folder).set(**{**read_status(folder), "phase": "failed", "error": sentence})
 
 
 def _say(sentence: str) -> None:
-    print(f"arealite: {sentence}", flush=True)
+    show(f"arealite: {sentence}")

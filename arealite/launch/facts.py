@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arealite.config import Config, DatasetConfig
+from arealite.launch.inputs import Missing, missing
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Facts:
     parameters: int | None
     kv_bytes_per_token: int | None
     max_positions: int | None
+    missing: tuple[Missing, ...] = ()
 
 
 def gather(config: Config) -> Facts:
@@ -35,6 +37,7 @@ def gather(config: Config) -> Facts:
         parameters=_parameters(model) if model else _by_name(config.actor.path),
         kv_bytes_per_token=_kv_bytes(model, config.actor.dtype) if model else None,
         max_positions=model.get("max_position_embeddings") if model else None,
+        missing=missing(config),
     )
 
 

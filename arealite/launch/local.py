@@ -19,7 +19,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Preempted, Stall
+from arealite.errors import (
+    EXIT_BUG,
+    ArealiteError,
+    ConfigError,
+    EnginesExhausted,
+    Preempted,
+    Stall,
+)
 from arealite.launch.plan import Plan, Prepare, Process
 from arealite.launch.scratch import WeightsFolder
 from arealite.processes import LIFELINE, ROLE
@@ -39,11 +46,23 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_lines(self) -> str:
+        return "\n".join(f"  {self.name} | {line}" for line in self._lines()[-TAIL_LINES:])
+
+    def last_line(self) -> str:
+        return next(
+            (line for line in reversed(self._lines()) if line.strip()), "no word in its log"
+        )
+
+    def sentence(self) -> str:
+        """What the child told of its own failure, or ""."""
+        told = (line for line in reversed(self._lines()) if line.startswith("arealite: "))
+        return next(told, "").removeprefix("arealite: ")
+
+    def _lines(self) -> list[str]:
         try:
-            lines = self.log.read_text(errors="replace").splitlines()
+            return self.log.read_text(errors="replace").splitlines()
         except OSError:
-            return ""
-        return "\n".join(f"  {self.name} | {line}" for line in lines[-TAIL_LINES:])
+            return []
 
 
 class Supervisor:
@@ -72,7 +91,7 @@ class Supervisor:
         """Makes what is absent. Raises ConfigError naming the step when it cannot."""
         if step.makes.exists():
             return
-        say(f"preparing {step.makes}: {' '.join(step.command[1:])}")
+        say(f"preparing {step.makes}: {step.shown}")
         if shutil.which(step.command[0]) is None:
             raise ConfigError(f"{step.command[0]} cannot be started: there is no such program")
         # Any program may be named here; one that knows nothing of lifelines is led by one that does
@@ -85,7 +104,7 @@ class Supervisor:
         self._children.remove(child)
         if code or not step.makes.exists():
             raise ConfigError(
-                f"preparing {step.makes} failed: `{' '.join(step.command)}` ended with "
+                f"preparing {step.makes} failed: `{step.shown}` ended with "
                 f"{_ending(code)}" + ("" if code else f" and did not make {step.makes}")
             )
 
@@ -123,6 +142,10 @@ class Supervisor:
                 if code:
                     raise _failure(child, code)
                 return True
+            if trainer.process.poll() == 0:
+                return True
+            if code == ConfigError.exit_code:
+                raise ConfigError(f"{child.name}: {child.sentence() or child.last_line()}")
             if trainer.process.poll() is None:  # a server that dies first is the cause
                 raise EnginesExhausted(
                     f"{child.name} ended with {_ending(code)}; its last lines "
@@ -200,19 +223,20 @@ class Supervisor:
 
 def _failure(child: Child, code: int) -> ArealiteError:
     """The trainer's own error, told with its exit code, by the sentence in its log."""
-    sentence = ""
-    for line in reversed(child.log.read_text(errors="replace").splitlines()):
-        if line.startswith("arealite: "):
-            sentence = line.removeprefix("arealite: ")
-            break
-    if not sentence or code < 0 or code == 70:
-        sentence = (
-            f"the trainer ended with {_ending(code)}; its last lines ({child.log}):\n"
-            f"{child.last_lines()}"
-        )
+    sentence = child.sentence()
+    if not sentence or code < 0 or code == EXIT_BUG:
+        ended = f"was killed by {_killer(-code)}" if code < 0 else f"ended with {_ending(code)}"
+        sentence = f"the trainer {ended}; its last lines ({child.log}):\n{child.last_lines()}"
+    if code in (-signal.SIGTERM, -signal.SIGINT):  # before it could say so itself
+        return Preempted(sentence)
     error = ArealiteError(sentence)
-    error.exit_code = code if code > 0 else 70
+    error.exit_code = code if code > 0 else EXIT_BUG
     return error
+
+
+def _killer(number: int) -> str:
+    reason = " (out of memory?)" if number == signal.SIGKILL else ""
+    return f"signal {number}{reason}"
 
 
 def _ending(code: int) -> str:

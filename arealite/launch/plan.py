@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arealite.config import Config
+from arealite.config.secrets import hide, hide_command
 from arealite.errors import ConfigError
 from arealite.launch.facts import Facts
 
@@ -29,6 +30,8 @@ class Prepare:
     makes: Path
     command: tuple[str, ...]
     timeout_s: float
+    shown: str
+    """The command as it may be printed: secrets are masked."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def make_plan(
     return Plan(
         run_folder=Path(config.fileroot).expanduser() / config.experiment_name / config.trial_name,
         prepare=tuple(
-            Prepare(Path(step.makes), _command(step.run), step.timeout_s) for step in config.prepare
+            Prepare(Path(step.makes), _command(step.run), step.timeout_s, hide_command(step.run))
+            for step in config.prepare
         ),
         servers=tuple(_servers(config, threads["server"])) if config.mode == "rl" else (),
         trainer=Process(
@@ -64,13 +68,18 @@ def make_plan(
             (sys.executable, *trainer, *arguments),
             _environment(config.actor.device, threads["trainer"], 0),
         ),
-        report=tuple(_report(config, facts, threads)),
+        report=tuple(hide(line) for line in _report(config, facts, threads)),
     )
 
 
 def context_length(config: Config) -> int:
     """The longest sequence that an engine may have to hold."""
-    return config.train_dataset.max_length + config.gconfig.max_new_tokens
+    return longest_prompt(config) + config.gconfig.max_new_tokens
+
+
+def longest_prompt(config: Config) -> int:
+    held_out = config.valid_dataset
+    return max(config.train_dataset.max_length, held_out.max_length if held_out.path else 0)
 
 
 def _check(config: Config, facts: Facts) -> None:
@@ -83,11 +92,19 @@ def _check(config: Config, facts: Facts) -> None:
     longest = context_length(config) if config.mode == "rl" else config.train_dataset.max_length
     if facts.max_positions is not None and longest > facts.max_positions:
         raise ConfigError(
-            f"sequences may have {longest} tokens (train_dataset.max_length "
-            f"{config.train_dataset.max_length} + gconfig.max_new_tokens "
-            f"{config.gconfig.max_new_tokens}), but {config.actor.path} has "
-            f"{facts.max_positions} positions; lower one of the two"
+            f"sequences may have {longest} tokens ({_longest_words(config)}), but "
+            f"{config.actor.path} has {facts.max_positions} positions; lower it"
         )
+
+
+def _longest_words(config: Config) -> str:
+    length = config.train_dataset.max_length
+    if config.mode == "sft":
+        return f"train_dataset.max_length {length}"
+    prompt = longest_prompt(config)
+    section = "train_dataset" if prompt == length else "valid_dataset"
+    new = config.gconfig.max_new_tokens
+    return f"{section}.max_length {prompt} + gconfig.max_new_tokens {new}"
 
 
 def _threads(config: Config, facts: Facts) -> dict[str, int]:
@@ -112,7 +129,7 @@ def _servers(config: Config, threads: int) -> Iterator[Process]:
             "threads": threads,
             "max-running": rollout.max_running_requests,
             "context-length": context_length(config),
-            "seed": config.seed * 1000 + index,
+            "seed": (config.seed * 1000 + index) % 2**63,
         }
         flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         yield Process(
@@ -142,7 +159,11 @@ def _report(config: Config, facts: Facts, threads: Mapping[str, int]) -> Iterato
     rows, size = facts.train_rows, config.train_dataset.batch_size
     yield f"run folder     {config.fileroot}/{config.experiment_name}/{config.trial_name}"
     for step in config.prepare:
-        state = "is there" if Path(step.makes).exists() else f"will be made by: {step.run}"
+        state = (
+            "is there"
+            if Path(step.makes).exists()
+            else f"will be made by: {hide_command(step.run)}"
+        )
         yield f"prepare        {step.makes}: {state}"
     yield (
         f"trainer        1 process, {config.actor.device}, {threads['trainer']} thread(s), "
@@ -158,6 +179,8 @@ def _report(config: Config, facts: Facts, threads: Mapping[str, int]) -> Iterato
     )
     yield f"versions       {steps if steps is not None else 'by the epochs, once rows are counted'}"
     yield from _memory(config, facts)
+    for key, path in facts.missing:
+        yield f"missing: {key} {path} is not there yet; the run cannot start without it"
 
 
 def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> Iterator[str]:
@@ -178,7 +201,7 @@ def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> I
         f"admitted ahead, {min(limit, capacity)} in flight"
     )
     yield (
-        f"sequences      up to {config.train_dataset.max_length} prompt + "
+        f"sequences      up to {longest_prompt(config)} prompt + "
         f"{config.gconfig.max_new_tokens} new tokens = {context_length(config)}"
     )
     yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or 'by the workflow'}"
@@ -189,7 +212,8 @@ def _memory(config: Config, facts: Facts) -> Iterator[str]:
         yield "memory         not known before the model is there"
         return
     width = 2 if config.actor.dtype == "bfloat16" else 4
-    trainer = 4 * width * facts.parameters  # weights, gradients, two moments
+    # weights, gradients, two moments; bfloat16 weights keep float32 copies of them all
+    trainer = (18 if width == 2 else 16) * facts.parameters
     yield (
         f"memory         about {facts.parameters:,} parameters; trainer "
         f"{_size(trainer)} for weights, gradients and AdamW, activations not counted"

@@ -11,12 +11,13 @@ import concurrent.futures
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from arealite.errors import ArealiteError
+from arealite.errors import ArealiteError, ErrorBudgetSpent, Stall
 from arealite.protocols import ManagedEngine, Workflow
 from arealite.rollout.buffer import Buffer
 from arealite.rollout.evaluate import evaluate
@@ -29,6 +30,10 @@ from arealite.telemetry.waits import Waits, waited
 from arealite.types import Episode, WeightUpdate
 
 T = TypeVar("T")
+LOOK_S = 1.0
+"""How often a waiting trainer looks whether the event loop still turns, in seconds."""
+SILENT_S = 5.0
+"""A loop that beats every second is not blocked before this, however short the deadline."""
 Numbered = tuple[str, Mapping[str, Any]]
 
 
@@ -75,6 +80,8 @@ class Rollouts:
         self._batch: list[Episode] = []
         self._dropped: list[tuple[int, Episode]] = []
         self._batch_version = version
+        self._death: BaseException | None = None
+        self._turned, self._is_blocked = time.monotonic(), False
         self._running: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -84,7 +91,10 @@ class Rollouts:
 
     def __enter__(self) -> Rollouts:
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=self._serve, args=(started,), name="rollouts")
+        # A daemon: user code that never returns must not outlive the run that it ended.
+        self._thread = threading.Thread(
+            target=self._serve, args=(started,), name="rollouts", daemon=True
+        )
         self._thread.start()
         try:
             started.result()
@@ -101,8 +111,10 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         if self._thread is None:
             return
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        if self._death is None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if not self._is_blocked:
+            self._thread.join()
         self._thread = None
 
     def next_batch(self) -> list[Episode]:
@@ -169,8 +181,9 @@ class Rollouts:
                 runner.run(self._main(started))
         except BaseException as error:
             if started.done():
-                raise
-            started.set_exception(error)  # whoever waits for the start must learn of it
+                self._death = error  # _call tells it to the trainer's thread
+            else:
+                started.set_exception(error)  # whoever waits for the start must learn of it
 
     async def _main(self, started: concurrent.futures.Future[None]) -> None:
         limits = self._limits
@@ -183,6 +196,7 @@ class Rollouts:
             self._version,
             on_dropped=self._on_dropped,
         )
+        self._turned = time.monotonic()
         beat = asyncio.create_task(self._beat())
         started.set_result(None)
         await self._stop.wait()
@@ -190,6 +204,7 @@ class Rollouts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(beat, *tasks, return_exceptions=True)
+        self._tell_counts()
         await self._engine.aclose()
 
     async def _publish(self, update: WeightUpdate) -> float:
@@ -203,7 +218,7 @@ class Rollouts:
         return difference
 
     async def _evaluate(self, version: int) -> dict[str, float]:
-        return await evaluate(
+        metrics = await evaluate(
             self._eval_workflow,
             self._engine,
             self._eval_rows,
@@ -214,14 +229,25 @@ class Rollouts:
             waits=self._waits,
             deadline_s=self._limits.stall_timeout_s,
         )
+        failed = int(metrics["eval/valid/failed"])
+        if failed and self._status is not None:
+            self._status.alarm(
+                f"held-out rows failed and are in no mean: {failed} of {len(self._eval_rows)} "
+                f"at version {version} (transcripts.jsonl has each)"
+            )
+        return metrics
 
     async def _beat(self) -> None:
         """Once a second the status file says who waits for whom."""
         while True:
-            if self._status is not None:
-                counts = {key.partition("/")[2]: value for key, value in self.counts.items()}
-                self._status.beat(counts)
+            self._turned = time.monotonic()
+            self._tell_counts()
             await asyncio.sleep(1.0)
+
+    def _tell_counts(self) -> None:
+        if self._status is not None:
+            counts = {key.partition("/")[2]: value for key, value in self.counts.items()}
+            self._status.beat(counts)
 
     def _tell(
         self,
@@ -252,12 +278,40 @@ class Rollouts:
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs on the event loop and waits; a signal in between cancels it."""
+        self._look_at_loop()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return future.result()
+            while True:
+                try:
+                    return future.result(LOOK_S)
+                except (TimeoutError, concurrent.futures.CancelledError) as error:
+                    if self._thread and not isinstance(error, TimeoutError):
+                        self._thread.join(LOOK_S)  # only a dying loop cancels; it tells why last
+                    self._look_at_loop()
+                    if future.done():  # the coroutine's own error
+                        raise
         except BaseException:
             future.cancel()
             raise
+
+    def _look_at_loop(self) -> None:
+        """Raises if user code ended the event loop, or has kept it from turning for too long."""
+        if self._death is not None:
+            last = traceback.extract_tb(self._death.__traceback__)[-1]
+            raise ErrorBudgetSpent(
+                f"a workflow or reward function ended the event loop with {self._death!r} "
+                f"({last.filename}, line {last.lineno})"
+            )
+        silent = time.monotonic() - self._turned
+        if silent > max(self._limits.stall_timeout_s, SILENT_S):
+            self._is_blocked = True
+            frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
+            last = traceback.extract_stack(frame)[-1]
+            raise Stall(
+                f"the episodes stand still for {silent:.0f} s because {last.name} "
+                f"({last.filename}, line {last.lineno}) does not return; a workflow or reward "
+                "function must await what takes long"
+            )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

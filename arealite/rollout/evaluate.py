@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import EpisodeError
+from arealite.errors import EpisodeError, ErrorBudgetSpent
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.runner import first_of, play
 from arealite.telemetry.waits import Waits, waited
@@ -31,27 +31,26 @@ async def evaluate(
     mean: mean reward over samples. accuracy: share of samples whose reward reaches `success`.
     pass@k: share of rows with at least one such sample, k the samples per row. An episode that
     fails is counted in `failed` and is in no mean. Raises Stall when an episode takes longer than
-    deadline_s seconds.
+    deadline_s seconds, ErrorBudgetSpent when more than half fail.
     """
     places = asyncio.Semaphore(concurrency)
     limits: dict[str, Any] = {"waits": waits or Waits(), "deadline_s": deadline_s}
     episodes: list[Episode] = []
     failed = 0
+    last_error: EpisodeError | None = None
 
     async def one(sample_id: str, row: Mapping[str, Any]) -> None:
-        nonlocal failed
+        nonlocal failed, last_error
         async with places:
             try:
                 playing = play(workflow, engine, sample_id, row)
                 played = tuple(await waited(playing, owner="workflow", what="an episode", **limits))
             except EpisodeError as error:
-                failed += 1
+                failed, last_error = failed + 1, error
                 tell(Episode(sample_id, version, (), row), "failed", error=error)
                 return
-            episode = Episode(sample_id, version, played, row)
-            tell(episode, "evaluated")
-            if played:
-                episodes.append(episode)
+            tell(episode := Episode(sample_id, version, played, row), "evaluated")
+            episodes.extend([episode] if played else [])
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -59,6 +58,9 @@ async def evaluate(
                 group.create_task(one(sample_id, row))
     except ExceptionGroup as errors:
         raise first_of(errors) from None
+    if failed > len(rows) / 2:
+        words = f"{failed} of {len(rows)} held-out rows failed; the last one: {last_error}"
+        raise ErrorBudgetSpent(words)
     return _metrics(episodes, failed, name, success)
 
 

@@ -97,6 +97,15 @@ class RunFolder:
             raise ConfigError(f"the run folder {self.path} cannot be made: {error}") from error
         return self
 
+    def move_aside(self) -> Path:
+        """Renames the folder to a free name and returns that; nothing is overwritten."""
+        stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        aside, number = self.path.with_name(stem), 1
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"{stem}.{number}")
+        return self.path.rename(aside)
+
 
 def write_atomically(path: str | Path, text: str | bytes, fsync: bool = False) -> None:
     """A reader sees the old file or the whole new one, never a part.

@@ -29,7 +29,6 @@ def load_model(config: ActorConfig) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # ratios compare two forwards: noise would spoil them
             module.p = 0.0
-    model.config.use_cache = False
     return model.to(config.device).train()  # type: ignore[no-any-return]
 
 

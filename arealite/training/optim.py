@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,16 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay touches matrices only, never norms and biases."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """AdamW; weight decay touches matrices only, never norms and biases.
+
+    It holds the model's own parameters, or their MasterWeights where these are narrower than
+    float32: gradients are then to be cleared on the model.
+    """
+    masters = MasterWeights([p for p in model.parameters() if p.requires_grad])
+    parameters = masters.parameters
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -46,6 +51,40 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         eps=config.eps,
         fused=True,
     )
+    optimizer.register_step_pre_hook(lambda *_: masters.take_gradients())
+    optimizer.register_step_post_hook(lambda *_: masters.return_weights())
+    return optimizer
+
+
+class MasterWeights:
+    """float32 copies of narrower weights, for an optimizer to move in their place.
+
+    bfloat16 has 8 significant bits: an update below 1/512 of a weight would round to nothing, each
+    time anew. In its copy it adds up until the weight can show it. A parameter that is float32
+    stands for itself.
+
+    parameters: what the optimizer moves, shapes and order as given.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self.parameters = [
+            nn.Parameter(w.detach().float()) if w.dtype.itemsize < 4 else w for w in weights
+        ]
+        pairs = zip(weights, self.parameters, strict=True)
+        self._copied = [(weight, master) for weight, master in pairs if master is not weight]
+
+    def take_gradients(self) -> None:
+        """Moves the weights' gradients to the copies; the weights keep none."""
+        for weight, master in self._copied:
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+
+    @torch.no_grad()
+    def return_weights(self) -> None:
+        """Rounds the copies into the weights."""
+        for weight, master in self._copied:
+            weight.copy_(master)
+            master.grad = None
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:

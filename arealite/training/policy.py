@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from arealite.config import Config
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
-from arealite.errors import NonFinite
+from arealite.errors import ConfigError, NonFinite
 from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
 from arealite.training.model import load_model, use_threads
 from arealite.training.optim import build_optimizer, clip_gradients, learning_rate
@@ -38,6 +38,7 @@ class Policy:
             and not config.actor.gradient_checkpointing  # transformers drops the cache with it
             and can_share_prompts(model)
         )
+        self._vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
         self._publisher: Publisher | None = None
 
     @classmethod
@@ -56,10 +57,12 @@ class Policy:
 
         The loss is summed over micro-batches and divided once by the minibatch's share of the
         global token count, so the cut into micro-batches never shows. Raises NonFinite before
-        anything but finite numbers could reach the weights.
+        anything but finite numbers could reach the weights, ConfigError for a token that the model
+        does not have.
         """
         started = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)  # also what a step that failed left behind
+        self._check_tokens(batch)
+        self.model.zero_grad(set_to_none=True)  # also what a step that failed left behind
         sums: defaultdict[str, float] = defaultdict(float)
         parts = _split(batch, self.config.actor.ppo_n_minibatches)
         budget = self.config.actor.mb_spec.max_tokens_per_mb
@@ -80,8 +83,7 @@ class Policy:
             self._publisher = Publisher(weights_folder())
         path = self._publisher.write(self.model, version)
         self.version = version
-        vocabulary = int(self.model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
-        return WeightUpdate(version, str(path), make_probe(self.model, vocabulary))
+        return WeightUpdate(version, str(path), make_probe(self.model, self._vocabulary))
 
     def __enter__(self) -> Policy:
         return self
@@ -89,6 +91,16 @@ class Policy:
     def __exit__(self, *_: object) -> None:
         if self._publisher is not None:
             self._publisher.close()
+
+    def _check_tokens(self, batch: Batch) -> None:
+        for sample in batch.samples:
+            for token in (min(sample.tokens), max(sample.tokens)):
+                if not 0 <= token < self._vocabulary:
+                    raise ConfigError(
+                        f"a trajectory has the token id {token}, but the model of actor.path has "
+                        f"the ids 0 to {self._vocabulary - 1}; give the tokenizer of this model, "
+                        "and see what ids the workflow returns"
+                    )
 
     def _backward(self, micro: MicroBatch, loss: Loss, n_tokens: int) -> dict[str, float]:
         micro = micro.to(self.config.actor.device)
@@ -115,7 +127,7 @@ class Policy:
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient norm is {norm} at version {self.version + 1}")
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self._updates += 1
         return norm
 

@@ -5,6 +5,7 @@ It shares the policy's step with reinforcement learning; only the loss differs.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ def cross_entropy(logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str
 def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list[Sample]:
     """Tokenised rows. The prompt is a user's turn of the chat template; the end token is learned.
 
-    rows: columns `prompt` (text or chat messages) and `completion`. Raises ConfigError.
+    rows: columns `prompt` (text or chat messages) and `completion` (text). Raises
+    ConfigError naming the row (counted from 0) that cannot be used.
     """
     for column in ("prompt", "completion"):
         if column not in rows.column_names:
@@ -32,8 +34,9 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
                 f"{section}.path: rows need the columns prompt and completion, "
                 f"they have {', '.join(rows.column_names)}"
             )
+    _check_rows(rows, section)
     prompts = _encode(tokenizer, [_chat(tokenizer, prompt) for prompt in rows["prompt"]])
-    answers = _encode(tokenizer, [str(text) for text in rows["completion"]])
+    answers = _encode(tokenizer, list(rows["completion"]))
     samples = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         tokens = [*prompt, *answer, tokenizer.eos_token_id]
@@ -42,19 +45,60 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
                 f"{section}: row {index} has {len(tokens)} tokens, more than {section}.max_length "
                 f"= {max_length}; raise it or shorten the row"
             )
-        trained = range(len(prompt), len(tokens))
+        trained = range(max(len(prompt), 1), len(tokens))  # nothing predicts the first token
+        if not trained:
+            raise ConfigError(
+                f"{section}: row {index} has nothing to learn: its prompt and its completion are "
+                "empty; leave it out"
+            )
         samples.append(Sample(tokens, trained, [0.0] * len(trained), 1.0))
     return samples
 
 
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches in an order fixed by the seed; a last incomplete batch is left out."""
+def _check_rows(rows: Any, section: str) -> None:
+    for index, (prompt, answer) in enumerate(zip(rows["prompt"], rows["completion"], strict=True)):
+        if not isinstance(prompt, str) and not _are_messages(prompt):
+            raise ConfigError(
+                f"{section}: row {index}: prompt is {_shown(prompt)}; give text, or a list of chat "
+                "messages, each with role and content as text"
+            )
+        if not isinstance(answer, str):
+            raise ConfigError(f"{section}: row {index}: completion is {_shown(answer)}; give text")
+
+
+def _are_messages(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in prompt
+        )
+    )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def epochs(
+    samples: Sequence[Sample], batch_size: int, seed: int, shuffle: bool = True
+) -> Iterator[Batch]:
+    """Endless batches in an order fixed by the seed; a last incomplete batch is left out.
+
+    Without shuffle every epoch is in the rows' own order. Raises ConfigError where the rows are
+    too few for one batch.
+    """
     if len(samples) < batch_size:
         raise ConfigError(f"{len(samples)} rows are too few for one batch of {batch_size}")
     epoch = 0
     while True:
         order = list(range(len(samples)))
-        random.Random(f"{seed}:{epoch}").shuffle(order)
+        if shuffle:
+            random.Random(f"{seed}:{epoch}").shuffle(order)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = [samples[i] for i in order[start : start + batch_size]]
             yield Batch(chosen, sum(len(s.trained) for s in chosen))

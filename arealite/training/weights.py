@@ -49,7 +49,13 @@ class Publisher:
         self._written: list[Path] = []
 
     def write(self, model: Any, version: int) -> Path:
+        """The version's folder. Raises ValueError for one that engines may be reading."""
         folder = self._folder / f"v{version}"
+        if folder in self._written:
+            raise ValueError(
+                f"version {version} is published already, and engines may be reading {folder}; "
+                "export each version once"
+            )
         export_folder(model, folder)
         self._written.append(folder)
         while len(self._written) > 2:

@@ -20,6 +20,16 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+FILES = {
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+"""What a former run wrote, and this one may replace."""
+
 LARGEST_NUMBER = 199
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PHRASES = (
@@ -103,8 +113,27 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
         return Qwen2ForCausalLM(config)
 
 
+def check_replaceable(out: Path) -> None:
+    """Raises FileExistsError unless `out` is absent, empty, or a model that this script wrote."""
+    if not out.exists():
+        return
+    remedy = "; give another --out, or move this away"
+    if not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file{remedy}")
+    names = {path.name for path in out.iterdir() if path.is_file()}
+    foreign = sorted({path.name for path in out.iterdir()} - (names & FILES))
+    if foreign:
+        raise FileExistsError(f"--out {out} holds {', '.join(foreign[:3])}{remedy}")
+    if names and not {"config.json", "tokenizer.json"} <= names:
+        raise FileExistsError(f"--out {out} holds no complete model{remedy}")
+
+
 def save(out: Path, seed: int) -> int:
-    """Write the folder whole or not at all; returns the number of parameters."""
+    """Write the folder whole or not at all; returns the number of parameters.
+
+    Replaces a model that it wrote before. Raises OSError, also for a folder of anything else.
+    """
+    check_replaceable(out)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -203,6 +203,11 @@ def test_bad_requests_get_one_sentence(server: Server) -> None:
             assert status == 400, message
             assert sentence in message
             assert "\n" not in message
+        status, reply = await caller.post("/generate", b"[" * 100_000)
+        assert status == 400
+        assert "not JSON" in reply["error"]["message"]
+        every = {"input_ids": [1], "sampling_params": {"top_k": 2**63, "max_new_tokens": 2}}
+        assert (await caller.post("/generate", every))[0] == 200
         status, reply = await caller.post("/generate", b" " * (65 << 20))
         assert status == 413
         assert "bytes" in reply["error"]["message"]

@@ -1,6 +1,7 @@
 """The launcher with real processes: what it says, what it ends, and what it leaves behind."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -41,6 +42,15 @@ def plan_of(folder: Path, trainer: str, *servers: str) -> Plan:
     )
 
 
+def step(makes: Path, command: tuple[str, ...], timeout_s: float) -> Prepare:
+    return Prepare(makes, command, timeout_s, "the step's command")
+
+
+def rows(folder: Path) -> None:
+    """What MODE_SFT reads: one batch."""
+    (folder / "t.jsonl").write_text("{}\n" * 32)
+
+
 def eventually(what: Callable[[], bool], name: str) -> None:
     """Waits for a condition; only what never comes true takes long."""
     end = time.monotonic() + DEADLINE_S
@@ -55,6 +65,7 @@ def watched(supervisor: Supervisor) -> None:
 
 
 WAIT = "import time; time.sleep(60)"
+KILLED = "import os; print('x', flush=True); os.kill(os.getpid(), {})"
 
 
 # --- the supervisor
@@ -77,7 +88,10 @@ def test_a_trainer_that_ends_well_ends_the_run_and_its_servers(tmp_path: Path) -
         ("import sys; print('no sentence'); sys.exit(3)", 3, "trainer | no sentence"),
         ("print('before'); 1 / 0", 1, "ZeroDivisionError"),
         ("import sys; print('arealite: a bug'); sys.exit(70)", 70, "exit code 70; its last lines"),
-        ("import os; print('x', flush=True); os.kill(os.getpid(), 9)", 70, "signal SIGKILL"),
+        (KILLED.format(9), 70, "the trainer was killed by signal 9 (out of memory?); its last"),
+        (KILLED.format(11), 70, "the trainer was killed by signal 11; its last lines"),
+        (KILLED.format(15), 75, "the trainer was killed by signal 15; its last lines"),
+        ("import sys; print('arealite: x.yaml: odd'); sys.exit(2)", 2, "x.yaml: odd"),
     ],
 )
 def test_a_trainer_that_fails_gives_the_run_its_sentence_and_code(
@@ -102,10 +116,20 @@ def test_a_server_that_dies_shows_its_last_lines(tmp_path: Path) -> None:
     assert str(tmp_path / "run/logs/server-0.log") in sentence
 
 
+@pytest.mark.parametrize("word", ["arealite: the model has no head", "the model has no head"])
+def test_a_server_that_cannot_use_its_input_ends_the_run_with_exit_2(
+    tmp_path: Path, word: str
+) -> None:
+    server = f"print({word!r}); raise SystemExit(2)"
+    with pytest.raises(ConfigError, match=r"^server-0: the model has no head$"):
+        with Supervisor(plan_of(tmp_path, WAIT, server), grace_s=5) as supervisor:
+            watched(supervisor)
+
+
 def test_a_command_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
     with Supervisor(plan_of(tmp_path, ""), grace_s=5) as supervisor:
         with pytest.raises(ConfigError, match="/no/such/program cannot be started"):
-            supervisor.prepare(Prepare(tmp_path / "x", ("/no/such/program",), 5.0), print)
+            supervisor.prepare(step(tmp_path / "x", ("/no/such/program",), 5.0), print)
 
 
 def test_a_child_that_ignores_the_request_is_ended_after_the_grace(tmp_path: Path) -> None:
@@ -196,7 +220,7 @@ def test_a_prepare_step_runs_once(tmp_path: Path, supervisor: Supervisor) -> Non
     said: list[str] = []
     command = python("import sys; open(sys.argv[1], 'x')", str(tmp_path / "made"))
     for _ in range(2):
-        supervisor.prepare(Prepare(tmp_path / "made", command, 30.0), said.append)
+        supervisor.prepare(step(tmp_path / "made", command, 30.0), said.append)
     assert len(said) == 1
     assert said[0].startswith(f"preparing {tmp_path}/made: ")
 
@@ -213,13 +237,13 @@ def test_a_prepare_step_that_fails_is_named(
     tmp_path: Path, supervisor: Supervisor, program: str, says: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"preparing .*/made failed: .* {says}"):
-        supervisor.prepare(Prepare(tmp_path / "made", python(program), 30.0), lambda _: None)
+        supervisor.prepare(step(tmp_path / "made", python(program), 30.0), lambda _: None)
 
 
 def test_a_prepare_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with Supervisor(plan_of(tmp_path, ""), grace_s=5) as supervisor:
         with pytest.raises(Stall, match=r"preparing .*/made took longer than 0.2 s"):
-            supervisor.prepare(Prepare(tmp_path / "made", python(WAIT), 0.2), lambda _: None)
+            supervisor.prepare(step(tmp_path / "made", python(WAIT), 0.2), lambda _: None)
         child = supervisor._children[0].process
     assert child.returncode == -signal.SIGKILL, "the whole group, once the program has ended"
 
@@ -232,10 +256,10 @@ def test_a_prepare_step_that_ignores_the_request_is_ended_after_the_grace(tmp_pa
         fcntl.flock(file, fcntl.LOCK_EX)
         time.sleep(120)
     """
-    step = Prepare(tmp_path / "made", python(program), 1.5)
+    prepare = step(tmp_path / "made", python(program), 1.5)
     with pytest.raises(Stall):
         with Supervisor(plan_of(tmp_path, ""), grace_s=0.2) as supervisor:
-            supervisor.prepare(step, lambda _: None)
+            supervisor.prepare(prepare, lambda _: None)
     if (tmp_path / "lock").exists():  # on a busy machine it may not even have come so far
         eventually(lambda: has_ended(tmp_path / "lock"), "the end of the prepare step")
 
@@ -373,6 +397,63 @@ def test_a_check_prints_the_plan_and_starts_nothing(tmp_path: Path, config: Path
     assert list(tmp_path.iterdir()) == []
 
 
+CHECK = [sys.executable, "-m", "arealite.launch", "--config", "run.yaml", "--check"]
+
+
+def check_into(folder: Path, output: int) -> tuple[int, str]:
+    (folder / "run.yaml").write_text(MODE_SFT)
+    done = subprocess.run(
+        CHECK, cwd=folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.PIPE, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_check_whose_reader_has_gone_ends_well(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    assert check_into(tmp_path, write_end) == (0, "")
+    os.close(write_end)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_check_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        code, said = check_into(tmp_path, full.fileno())
+    assert code == 2
+    assert said.startswith("arealite: the plan cannot be written to standard output: ")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_file_that_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path, check: bool
+) -> None:
+    (tmp_path / "run.yaml").write_text(MODE_SFT)
+    done = launch(tmp_path, "--config", "run.yaml", *["--check"][: int(check)])
+    if check:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "missing: train_dataset.path t.jsonl is not there yet" in done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("arealite: train_dataset.path: t.jsonl is not there, and no")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_misspelled_reward_is_told_before_prepare_starts(tmp_path: Path, check: bool) -> None:
+    (tmp_path / "reward.py").write_text("def compute_score(text, truth): return 0.0\n")
+    text = MODE_SFT.replace("mode: sft", "prepare: [{makes: t.jsonl, run: touch t.jsonl}]")
+    (tmp_path / "run.yaml").write_text(text + "gconfig: {n_samples: 4}\n")
+    reward = "rollout.reward_fn=reward.py:compute_scor"
+    done = launch(tmp_path, "--config", "run.yaml", reward, *["--check"][: int(check)])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "arealite: rollout.reward_fn: reward.py has no 'compute_scor'; it has compute_score\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reward.py", "run.yaml"]
+
+
 LAUNCHER = """
 from arealite.launch import launch
 launch(trainer=("trainer.py",))
@@ -392,6 +473,7 @@ time.sleep(120)
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A launcher whose trainer is up and holds trainer.lock."""
+    rows(tmp_path)
     (tmp_path / "run.yaml").write_text(MODE_SFT)
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     (tmp_path / "trainer.py").write_text(TRAINER)
@@ -466,3 +548,53 @@ def test_a_launcher_that_is_asked_to_stop_ends_its_children_and_says_75(
     assert has_ended(tmp_path / "trainer.lock")
     assert not Path((tmp_path / "trainer.lock").read_text()).exists()
     assert '"failed"' in (tmp_path / "runs/e/trial0/status.json").read_text()
+
+
+def test_a_second_launcher_of_the_same_name_leaves_the_first_alone(
+    tmp_path: Path, running: subprocess.Popen[str]
+) -> None:
+    second = launch(tmp_path, "--config", "run.yaml")
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"arealite: run folder runs/e/trial0 is in use by pid {running.pid}; "
+        "give another trial_name or stop it\n"
+    )
+    assert running.poll() is None
+    assert [path.name for path in (tmp_path / "runs/e").iterdir()] == ["trial0"]
+
+
+DYING = """
+import json, os, pathlib, signal, time
+path = pathlib.Path("runs/e/trial0/status.json")
+def stop(*_):
+    fields = {"phase": "failed", "version": 7, "counts": {"trained": 3}, "error": "by SIGTERM"}
+    path.write_text(json.dumps(fields))
+    raise SystemExit(75)
+signal.signal(signal.SIGTERM, stop)
+os.kill(int(os.environ["VICTIM"]), 9)
+time.sleep(60)
+"""
+
+
+def test_the_status_keeps_the_true_cause_and_what_the_trainer_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows(tmp_path)
+    (tmp_path / "run.yaml").write_text(MODE_SFT)
+    (tmp_path / "trainer.py").write_text(DYING)
+    start = Supervisor.start
+
+    def with_a_victim(self: Supervisor) -> Child:
+        victim = self._start(Process("server-0", ("sleep", "60")), tmp_path / "server.log")
+        monkeypatch.setenv("VICTIM", str(victim.process.pid))
+        return start(self)
+
+    monkeypatch.setattr(Supervisor, "start", with_a_victim)
+    with pytest.raises(SystemExit) as ended:
+        command.launch(["--config", "run.yaml"], ("trainer.py",))
+    capsys.readouterr()
+    assert ended.value.code == 5
+    status = json.loads((tmp_path / "runs/e/trial0/status.json").read_text())
+    assert status["error"].startswith("server-0 ended with signal SIGKILL")
+    assert (status["phase"], status["version"], status["counts"]) == ("failed", 7, {"trained": 3})

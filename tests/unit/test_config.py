@@ -358,8 +358,41 @@ def test_secrets_are_masked_in_what_is_written(
     assert again["rollout"]["workflow_kwargs"] == {"api_key": "***", "max_tokens": 5}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("api_key", "x", "***"),
+        ("auth_header", "x", "***"),
+        ("credentials", "x", "***"),
+        ("passwd", "x", "***"),
+        ("client_secret_id", "x", "***"),
+        ("hf_token", "x", "***"),
+        ("tokenizer_path", "x", "x"),
+        ("max_tokens_per_mb", "x", "x"),
+        ("stop_token_ids", "x", "x"),
+        ("max_new_tokens", "x", "x"),
+        ("answer_key", "x", "x"),
+        ("author", "x", "x"),
+        ("anything", "${oc.env:AREALITE_TEST_VALUE}", "***"),
+        ("copied", "at ${.anything}", "at ***"),
+        ("home", "${oc.env:HOME}", None),
+    ],
+)
+def test_a_setting_is_masked_by_its_name_or_where_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, shown: str | None
+) -> None:
+    monkeypatch.setenv("AREALITE_TEST_VALUE", "from-the-environment")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = {"anything": "${oc.env:AREALITE_TEST_VALUE}", key: value}
+    tree = {**BASE, "rollout": {**BASE["rollout"], "workflow_kwargs": arguments}}
+    written = yaml.safe_load(to_yaml(load(write(tmp_path, yaml.safe_dump(tree)))))
+    assert written["rollout"]["workflow_kwargs"][key] == (shown or str(tmp_path))
+
+
 def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> None:
-    config = load(base, ["gconfig.stop=[a,b]", "actor.optimizer.lr=3e-4", "trial_name=0042"])
+    config = load(
+        base, ["gconfig.stop_token_ids=[1,2]", "actor.optimizer.lr=3e-4", "trial_name=0042"]
+    )
     assert load(write(tmp_path, to_yaml(config))) == config
 
 
@@ -383,7 +416,16 @@ def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> 
         (["rollout.n_servers=0"], "rollout.n_servers", "above 0"),
         (["rollout.max_concurrent_rollouts=0"], "rollout.max_concurrent_rollouts", "above 0"),
         (["actor.eps_clip=1.5"], "actor.eps_clip", "between 0 and 1"),
-        (["actor.optimizer.beta1=-0.1"], "actor.optimizer.beta1", "between 0 and 1"),
+        (["actor.optimizer.beta1=-0.1"], "actor.optimizer.beta1", "below 1"),
+        (["actor.optimizer.beta2=1"], "actor.optimizer.beta2", "below 1"),
+        (["actor.optimizer.eps=0"], "actor.optimizer.eps", "above 0"),
+        (["seed=-1"], "seed", "at least 0"),
+        (["seed=9223372036854775808"], "seed", "below 2**63"),
+        (["gconfig.seed=-1"], "gconfig.seed", "at least 0"),
+        (["gconfig.temperature=0.00009"], "gconfig.temperature", "at least 0.0001"),
+        (["evaluator.temperature=0.00009"], "evaluator.temperature", "evaluator.greedy"),
+        (["gconfig.stop=[a]"], "gconfig.stop", "use gconfig.stop_token_ids"),
+        (["gconfig.greedy=true"], "gconfig.greedy", "use evaluator.greedy"),
         (["actor.optimizer.lr=-1"], "actor.optimizer.lr", "negative"),
         (["actor.optimizer.gradient_clipping=-1"], "actor.optimizer.gradient_clipping", "negative"),
         (["actor.optimizer.lr=.nan"], "actor.optimizer.lr", "finite"),
@@ -412,6 +454,8 @@ def test_a_broken_rule_names_setting_place_and_remedy(
 def test_the_rules_bounds_are_allowed(base: Path) -> None:
     load(base, ["actor.mb_spec.max_tokens_per_mb=1280", "actor.ppo_n_minibatches=128"])
     load(base, ["actor.eps_clip=1", "actor.optimizer.lr=0", "rollout.max_head_offpolicyness=0"])
+    load(base, ["actor.optimizer.beta1=0", "seed=0", "gconfig.seed=9223372036854775807"])
+    load(base, ["gconfig.temperature=1e-4", "evaluator.greedy=true"])
     load(base, ["mode=sft", "gconfig.n_samples=1", "actor.mb_spec.max_tokens_per_mb=1024"])
 
 

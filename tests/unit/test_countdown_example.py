@@ -6,6 +6,7 @@ import json
 import operator
 import random
 import re
+import shutil
 import sys
 import unicodedata
 from collections import Counter
@@ -296,6 +297,28 @@ def test_the_folder_loads_and_is_alone(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.model_type == "qwen2"
     assert 500_000 < model.num_parameters() < 1_500_000
+
+
+def test_a_model_is_replaced_and_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, out = _load("tiny_model").main, tmp_path / "tiny"
+    shutil.copytree(folder, out)
+    assert make(["--out", str(out), "--seed", "2"]) == 0
+    other, first = ((at / "model.safetensors").read_bytes() for at in (out, folder))
+    assert other != first
+    for name in ("thesis.txt", "MANIFEST.json"):
+        (out / name).write_text("precious")
+        assert make(["--out", str(out)]) == 2
+        sentence = f"tiny_model.py: error: --out {out} holds {name}; give another --out"
+        assert capsys.readouterr().err.startswith(sentence)
+        assert (out / name).read_text() == "precious"
+        (out / name).unlink()
+    (out / "tokenizer.json").unlink()
+    assert make(["--out", str(out)]) == 2
+    assert "holds no complete model" in capsys.readouterr().err
+    assert make(["--out", str(out / "config.json")]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:

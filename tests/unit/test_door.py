@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from arealite.engines.scripted import ScriptedEngine
-from arealite.errors import ArealiteError
+from arealite.errors import ArealiteError, ErrorBudgetSpent, Stall
 from arealite.rollout.door import Limits, Rollouts
 from arealite.types import (
     Episode,
@@ -88,3 +88,55 @@ def test_rows_that_end_are_told(rollouts: Callable[..., Rollouts]) -> None:
         door.publish(_update(0))
         with pytest.raises(ArealiteError, match="rows ended"):
             door.next_batch()
+
+
+def test_code_that_blocks_the_event_loop_is_named(
+    rollouts: Callable[..., Rollouts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arealite.rollout.door.SILENT_S", 0.5)
+    monkeypatch.setattr("arealite.rollout.door.LOOK_S", 0.1)
+    freed = threading.Event()
+
+    class Blocks:
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
+            freed.wait(60.0)  # what a reward that never returns does
+
+    with rollouts(Blocks(), stall_timeout_s=0.1) as door:
+        door.publish(_update(0))
+        with pytest.raises(Stall, match=r"wait \(.*threading.py, line \d+\) does not return"):
+            door.next_batch()
+    freed.set()
+    for thread in threading.enumerate():
+        if thread.name == "rollouts":
+            thread.join(1.0)
+
+
+def test_a_workflow_that_ends_the_interpreter_is_told_with_its_line(
+    rollouts: Callable[..., Rollouts],
+) -> None:
+    class Ends:
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
+            await asyncio.gather(self.end())
+
+        async def end(self) -> None:
+            raise SystemExit(3)
+
+    with rollouts(Ends()) as door:
+        door.publish(_update(0))
+        with pytest.raises(ErrorBudgetSpent, match=r"SystemExit\(3\) \(.*test_door.py, line"):
+            door.next_batch()
+
+
+def test_an_evaluation_in_which_most_rows_fail_is_no_number(
+    rollouts: Callable[..., Rollouts],
+) -> None:
+    class Fails(Workflow):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
+            return await super().arun_episode(engine, data) if data["index"] == 0 else 3
+
+    rows = [(f"valid:{i}", {"index": i}) for i in range(3)]
+    words = "2 of 3 held-out rows failed; the last one: row"
+    with rollouts(Workflow(), eval_workflow=Fails(), eval_rows=rows) as door:
+        found = door.evaluate(0)
+        with pytest.raises(ErrorBudgetSpent, match=words):
+            found.result(30.0)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
+from arealite.engines.embedded.server import model_folder
 from arealite.engines.embedded.spec import read_spec
 from arealite.engines.embedded.weights import BadWeights, Weights, read_folder
 from arealite.errors import ConfigError
@@ -105,3 +106,24 @@ def test_a_config_that_is_no_config_is_refused(tmp_path: Path, text: str) -> Non
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError):
         read_spec(tmp_path)
+
+
+def test_a_hub_id_is_served_from_the_hubs_own_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--who--what"
+    snapshot = cached / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0a1b")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert model_folder("who/what") == snapshot
+    with pytest.raises(ConfigError, match="who/else is neither a folder here nor a model"):
+        model_folder("who/else")
+
+
+def test_a_folder_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_folder("~/m") == tmp_path / "m"

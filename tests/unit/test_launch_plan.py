@@ -115,6 +115,38 @@ def test_a_sequence_longer_than_the_model_is_an_error(tmp_path: Path) -> None:
     assert plan_of(tmp_path, "mode=sft", max_positions=1024)
 
 
+def test_an_engine_holds_the_longest_held_out_prompt_too(tmp_path: Path) -> None:
+    longer = ["valid_dataset.max_length=2000", "valid_dataset.path=v.jsonl"]
+    assert option(plan_of(tmp_path, *longer).servers[0].command, "--context-length") == "2256"
+    (server,) = plan_of(tmp_path, longer[0]).servers
+    assert option(server.command, "--context-length") == "1280"
+    with pytest.raises(ConfigError, match=r"valid_dataset\.max_length 2000 \+"):
+        plan_of(tmp_path, *longer, max_positions=2255)
+
+
+def test_the_largest_seed_still_gives_the_servers_theirs(tmp_path: Path) -> None:
+    (server,) = plan_of(tmp_path, f"seed={2**63 - 1}").servers
+    assert 0 <= int(option(server.command, "--seed")) < 2**63
+
+
+def test_no_secret_of_a_prepare_step_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AREALITE_TEST_WHO", "from-the-environment")
+    run = (
+        "env HF_TOKEN=first fetch --verbose --api-key second --password='third one' "
+        "--who ${oc.env:AREALITE_TEST_WHO} --max-tokens 5 --tokenizer t"
+    )
+    plan = plan_of(tmp_path, f'prepare=[{{makes: a, run: "{run}"}}]')
+    assert "second" in plan.prepare[0].command
+    shown = (
+        "env HF_TOKEN=*** fetch --verbose --api-key *** --password=*** --who *** "
+        "--max-tokens 5 --tokenizer t"
+    )
+    assert plan.prepare[0].shown == shown
+    assert f"prepare        a: will be made by: {shown}" in plan.report
+
+
 def test_the_report_does_the_batch_arithmetic(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, train_rows=100, parameters=1_000_000, kv_bytes_per_token=100)
     report = "\n".join(plan.report)

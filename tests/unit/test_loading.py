@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,3 +249,18 @@ def test_the_repositorys_own_workflow_fits() -> None:
     }
     workflow = load_workflow("workflows.rlvr:RLVRWorkflow", offered, {"chat": False})
     assert workflow.gconfig.stop_token_ids == (1,)  # type: ignore[attr-defined]
+
+
+def test_a_users_own_folder_of_workflows_does_not_hide_the_one_shipped(tmp_path: Path) -> None:
+    package = tmp_path / "workflows"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text("VALUE = 7\n")
+    code = (
+        "from arealite.loading import load_object; print(load_object('workflows.mine:VALUE'), "
+        "load_object('workflows.rlvr:RLVRWorkflow').__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["7", "RLVRWorkflow"], done.stderr

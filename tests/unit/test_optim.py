@@ -76,6 +76,41 @@ def test_one_adamw_update_by_hand() -> None:
     assert float(layer.weight) == pytest.approx(1.8, abs=1e-6)
 
 
+def _bfloat16_layer(value: float) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(value)
+    return layer.to(torch.bfloat16)
+
+
+def test_small_updates_of_bfloat16_weights_add_up() -> None:
+    layer = _bfloat16_layer(1.0)  # the next lower number is 1 - 1/256
+    optimizer = build_optimizer(layer, OptimizerConfig(lr=1e-4, weight_decay=0.0))
+    seen = []
+    for _ in range(100):
+        layer.weight.grad = torch.full_like(layer.weight, 3.0)
+        optimizer.step()
+        seen.append(float(layer.weight))
+    assert seen[0] == 1.0
+    assert seen[-1] == 1.0 - 3 / 256  # 0.99, rounded; each step is lr * sign(gradient)
+    master = optimizer.param_groups[0]["params"][0]
+    assert master.dtype == torch.float32
+    assert float(master) == pytest.approx(0.99, abs=1e-5)
+    assert torch.equal(layer.weight, master.to(torch.bfloat16))
+    assert layer.weight.grad is None
+    assert master.grad is None
+
+
+def test_float32_weights_need_no_copies() -> None:
+    model = tiny_model()
+    moved = [
+        p
+        for group in build_optimizer(model, OptimizerConfig()).param_groups
+        for p in group["params"]
+    ]
+    assert {id(p) for p in moved} == {id(p) for p in model.parameters()}
+
+
 def test_clipping_returns_the_norm_before_and_leaves_the_limit() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])

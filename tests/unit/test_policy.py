@@ -13,9 +13,9 @@ from training_support import batch_of, config_for, ragged_samples, tiny_model, w
 from transformers import AutoModelForCausalLM
 
 from arealite.algorithms.grpo import GRPO
-from arealite.data.batch import Batch
+from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch
-from arealite.errors import NonFinite
+from arealite.errors import ConfigError, NonFinite
 from arealite.training.logprobs import token_logprobs
 from arealite.training.policy import Policy
 from arealite.training.weights import WEIGHTS_DIR, make_probe
@@ -131,6 +131,42 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
     _assert_weights(weights_of(policy.model), before, 0.0)
 
 
+def test_bfloat16_weights_learn_as_float32_ones_do() -> None:
+    """At a learning rate far below the weights' resolution, where bfloat16 alone would not move."""
+    narrow = Policy(tiny_model(dtype=torch.bfloat16), config_for(lr=5e-6), 10)
+    wide = Policy(tiny_model(dtype=torch.bfloat16).float(), config_for(lr=5e-6), 10)
+    start = torch.cat([p.detach().flatten() for p in _moved(wide)])
+    for step in range(10):
+        for policy in (narrow, wide):
+            policy.update(batch_of(ragged_samples(6, seed=step)), _grpo(policy))
+    masters = _moved(narrow)
+    assert all(p.dtype == torch.float32 for p in masters)
+    found, expected = (
+        torch.cat([p.detach().flatten() for p in parameters]) - start
+        for parameters in (masters, _moved(wide))
+    )
+    assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.03)
+    assert float(torch.cosine_similarity(found, expected, dim=0)) > 0.95
+    by_shape = sorted(narrow.model.parameters(), key=lambda p: p.ndim < 2)  # as the groups are
+    for weight, master in zip(by_shape, masters, strict=True):
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, master.to(torch.bfloat16))
+
+
+def _moved(policy: Policy) -> list[Tensor]:
+    return [p for group in policy.optimizer.param_groups for p in group["params"]]
+
+
+@pytest.mark.parametrize("token", [61, -1])
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_a_token_that_the_model_does_not_have_is_named(token: int, place: int) -> None:
+    policy = _policy()
+    samples = ragged_samples(4, longest=12)
+    samples[2] = Sample([1] * place + [token] + [1] * (9 - place), [8, 9], [-1.0, -1.0], 1.0)
+    with pytest.raises(ConfigError, match=rf"token id {token}, but .* actor.path .* 0 to 60"):
+        policy.update(batch_of(samples), _grpo(policy))
+
+
 def test_a_batch_without_samples_keeps_going() -> None:
     policy = _policy(minibatches=2)
     before = weights_of(policy.model)
@@ -181,6 +217,15 @@ def test_old_versions_are_removed_and_nothing_half_written_is_visible(weights_di
             assert (path / "model.safetensors").is_file()
             names = sorted(p.name for p in weights_dir.iterdir())
             assert names == [f"v{v}" for v in range(max(0, version - 1), version + 1)]
+
+
+def test_a_version_is_exported_once(weights_dir: Path) -> None:
+    with _policy() as policy:
+        policy.export(0)
+        policy.export(1)
+        with pytest.raises(ValueError, match="version 1 is published already"):
+            policy.export(1)
+        assert sorted(p.name for p in weights_dir.iterdir()) == ["v0", "v1"]
 
 
 def test_a_version_is_invisible_until_it_is_whole(

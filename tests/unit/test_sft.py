@@ -57,6 +57,43 @@ def test_a_missing_column_and_a_row_too_long_are_named() -> None:
         to_samples(long, tiny_tokenizer(), 40, "train")
 
 
+def test_behind_an_empty_prompt_the_first_token_is_context() -> None:
+    rows = Table([{"prompt": "", "completion": "12"}])
+    tokenizer = tiny_tokenizer(chat=False)
+    sample = to_samples(rows, tokenizer, 99, "train")[0]
+    assert len(sample.tokens) == 3
+    assert list(sample.trained) == [1, 2]
+    assert len(sample.behave) == 2
+    empty = Table([ROWS[0], {"prompt": "", "completion": ""}])
+    with pytest.raises(ConfigError, match="train: row 1 has nothing to learn"):
+        to_samples(empty, tokenizer, 99, "train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        (None, "null"),
+        (7, "7"),
+        ([], r"\[\]"),
+        (["hello"], r'\["hello"\]'),
+        ([{"role": "user"}], r'\[{"role": "user"}\]'),
+        ([{"role": "user", "content": None}], r'\[{"role": "user", "content": null}\]'),
+        ({"content": "x" * 99}, r'{"content": "x{44}\.\.\.'),
+    ],
+)
+def test_a_prompt_that_is_neither_text_nor_messages_is_named(prompt: Any, shown: str) -> None:
+    rows = Table([ROWS[0], {"prompt": prompt, "completion": "x"}])
+    with pytest.raises(ConfigError, match=f"train: row 1: prompt is {shown}; give text, or"):
+        to_samples(rows, tiny_tokenizer(), 99, "train")
+
+
+@pytest.mark.parametrize(("answer", "shown"), [(None, "null"), (7, "7"), (["x"], r'\["x"\]')])
+def test_a_completion_that_is_no_text_is_named(answer: Any, shown: str) -> None:
+    rows = Table([ROWS[0], {"prompt": "x", "completion": answer}])
+    with pytest.raises(ConfigError, match=f"train: row 1: completion is {shown}; give text"):
+        to_samples(rows, tiny_tokenizer(), 99, "train")
+
+
 def test_epochs_see_every_row_once_in_an_order_fixed_by_the_seed() -> None:
     samples = to_samples(Table(ROWS), tiny_tokenizer(), 99, "train")
     first, again = list(islice(epochs(samples, 4, 7), 8)), list(islice(epochs(samples, 4, 7), 8))
@@ -67,6 +104,12 @@ def test_epochs_see_every_row_once_in_an_order_fixed_by_the_seed() -> None:
     assert order != second
     assert order != [id(s) for b in islice(epochs(samples, 4, 8), 4) for s in b.samples]
     assert all(b.n_tokens == sum(len(s.trained) for s in b.samples) for b in first)
+
+
+def test_without_shuffle_rows_keep_their_own_order() -> None:
+    samples = to_samples(Table(ROWS), tiny_tokenizer(), 99, "train")
+    batches = islice(epochs(samples, 4, 7, shuffle=False), 8)
+    assert [id(s) for b in batches for s in b.samples] == [id(s) for s in samples] * 2
 
 
 def test_an_incomplete_batch_is_left_out_and_too_few_rows_are_told() -> None:

@@ -7,7 +7,6 @@ import asyncio
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import uvloop
 
@@ -25,7 +24,7 @@ def say(sentence: str) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="arealite.engines.embedded", description=__doc__)
-    parser.add_argument("--model", required=True, type=Path, help="Hugging Face folder")
+    parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--port", type=int, default=0, help="0 takes a free one and prints it")

@@ -200,6 +200,7 @@ def parse_sampling(given: Mapping[str, Any], limits: Limits) -> SamplingParams:
     top_k = _whole(rest, "top_k", -1, -1)
     if top_k == 0:
         raise RequestError("top_k is 0, it must be -1 (all) or at least 1")
+    top_k = min(top_k, limits.vocab)  # above it means all, and no tensor holds any number
     seed = rest.pop("sampling_seed", None)
     if seed is not None and (type(seed) is not int or not 0 <= seed <= _MAX_SEED):
         raise RequestError(f"sampling_seed is {seed!r}, it must be a whole number from 0 to 2^63-1")

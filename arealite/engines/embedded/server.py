@@ -25,6 +25,22 @@ PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
 SHUTDOWN_S = 2.0
 
 
+def model_folder(model: str) -> Path:
+    """The folder itself, or where the hub's snapshot of this id lies. Raises ConfigError."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or model.startswith((".", "/", "~")):
+        return folder
+    from huggingface_hub import snapshot_download  # only a hub id needs it
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the client raises a dozen types of several libraries
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{model} is neither a folder here nor a model that the hub gave: {reason}"
+        ) from None
+
+
 def build(args: argparse.Namespace, say: Callable[[str], None], default_context: int) -> Api:
     """Loads the model and allocates the cache. Raises ConfigError."""
     if args.threads:
@@ -33,13 +49,14 @@ def build(args: argparse.Namespace, say: Callable[[str], None], default_context:
         raise ConfigError("--device cuda: this torch sees no CUDA GPU")
     device = torch.device(args.device)
     dtype = getattr(torch, args.dtype or ("float32" if args.device == "cpu" else "bfloat16"))
-    spec = read_spec(args.model)
+    folder = model_folder(args.model)
+    spec = read_spec(folder)
     context = args.context_length or min(spec.context, default_context)
     if context > spec.context:
         raise ConfigError(f"--context-length {context} is over the model's own {spec.context}")
     weights = Weights(spec, device, dtype)
     try:
-        staged = read_folder(args.model)
+        staged = read_folder(folder)
         weights.check(staged)
     except BadWeights as error:
         raise ConfigError(f"{args.model}: {error}") from None
@@ -60,7 +77,7 @@ def build(args: argparse.Namespace, say: Callable[[str], None], default_context:
         f"({_cache_bytes(spec, args.max_running, context, dtype) / 2**20:,.0f} MiB of cache)"
     )
     limits = Limits(spec.vocab, context, spec.eos_ids, args.max_waiting + args.max_running)
-    return Api(scheduler, weights, limits, str(Path(args.model)), args.seed, say)
+    return Api(scheduler, weights, limits, args.model, args.seed, say)
 
 
 def _cache_bytes(spec: ModelSpec, slots: int, context: int, dtype: torch.dtype) -> int:

@@ -1,0 +1,160 @@
+"""What a run is given by name: files that must be there, and a user's code, looked at unrun."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from arealite.config import Config
+from arealite.errors import ConfigError
+
+Missing = tuple[str, str]
+"""(the setting, the path that it names)."""
+
+
+def missing(config: Config) -> tuple[Missing, ...]:
+    """Local files and folders that are not there, and that no prepare step will still make."""
+    named = {
+        "actor.path": config.actor.path,
+        "tokenizer_path": config.tokenizer_path,
+        "train_dataset.path": config.train_dataset.path,
+        "valid_dataset.path": config.valid_dataset.path,
+    }
+    if config.tokenizer_path == config.actor.path:  # its default: one line is enough
+        del named["tokenizer_path"]
+    made = [_absolute(path) for path in _still_made(config)]
+    beside = {path.parent for path in made}  # one step may make the files of a folder
+    return tuple(
+        (key, path)
+        for key, path in named.items()
+        if _is_local(path)
+        and not os.path.exists(path)
+        and not _is_in(path, made)
+        and _absolute(path).parent not in beside
+    )
+
+
+def require(absent: tuple[Missing, ...]) -> None:
+    """Raises ConfigError, naming the first setting, unless everything is there."""
+    for key, path in absent:
+        shell = " (only a shell knows what ~ is)" if path.startswith("~") else ""
+        raise ConfigError(
+            f"{key}: {path} is not there, and no prepare step makes it{shell}; "
+            "correct the path, or make it first"
+        )
+
+
+def check_code(config: Config) -> None:
+    """Raises ConfigError where rollout.workflow or rollout.reward_fn cannot name any code."""
+    if config.mode != "rl":
+        return
+    made = [_absolute(path) for path in _still_made(config)]
+    for key, reference in (
+        ("rollout.workflow", config.rollout.workflow),
+        ("rollout.reward_fn", config.rollout.reward_fn),
+    ):
+        if reference:
+            _check_reference(f"{key}: ", reference, made)
+
+
+def _check_reference(key: str, reference: str, made: list[Path]) -> None:
+    module, colon, name = reference.rpartition(":")
+    if not (colon and module and name.isidentifier()):
+        raise ConfigError(
+            f"{key}{reference!r} names no code; write pkg.mod:Name or path/file.py:name"
+        )
+    if not module.endswith(".py"):
+        file = _file_of(module)
+        if file is None:
+            raise ConfigError(f"{key}there is no module {module}; correct {reference!r}")
+    elif os.path.isfile(module):
+        file = Path(module)
+    elif _is_in(module, made):
+        return
+    else:
+        raise ConfigError(
+            f"{key}{module}: there is no such file (relative paths start at {Path.cwd()})"
+        )
+    if file.suffix == ".py":
+        _check_name(key, file, name)
+
+
+def _check_name(key: str, file: Path, name: str) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a user's "\d" is told when the file is run
+            tree = ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        reason = getattr(error, "msg", None) or error
+        raise ConfigError(f"{key}{file}{where}: this is not valid Python: {reason}") from None
+    except OSError as error:
+        raise ConfigError(f"{key}{file} cannot be read: {error.strerror}") from None
+    names = list(dict.fromkeys(_names(tree)))
+    if name not in names and "*" not in names and "__getattr__" not in names:
+        known = ", ".join(n for n in names if not n.startswith("_")) or "nothing"
+        raise ConfigError(f"{key}{file} has no {name!r}; it has {known}")
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """What running a module's top level defines, as far as reading can tell."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield child.name
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield from (a.asname or a.name.partition(".")[0] for a in child.names)
+        elif isinstance(child, ast.Name):
+            if isinstance(child.ctx, ast.Store):
+                yield child.id
+        else:
+            yield from _names(child)
+
+
+def _file_of(module: str) -> Path | None:
+    """Where a module lies, without importing it or the packages around it."""
+    path: list[str] | None = None
+    spec: ModuleSpec | None = None
+    parts = module.split(".")
+    for depth in range(len(parts)):
+        spec = _spec(".".join(parts[: depth + 1]), path)
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+    return Path(spec.origin if spec and spec.origin else module)
+
+
+def _spec(name: str, path: list[str] | None) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path)
+        if spec is not None:
+            return spec
+    # `python -m` puts the working folder on the trainer's path, also when this process lacks it.
+    return PathFinder.find_spec(name, [os.getcwd()]) if path is None else None
+
+
+def _is_local(path: str) -> bool:
+    """Whether it can be no hub id, which is `name` or `owner/name`."""
+    return (
+        path.startswith(("/", ".", "~"))
+        or path.endswith((".json", ".jsonl", ".py", "/"))
+        or path.count("/") > 1
+    )
+
+
+def _still_made(config: Config) -> Iterator[str]:
+    """A step whose result is there is skipped, and makes nothing else either."""
+    return (step.makes for step in config.prepare if not os.path.exists(step.makes))
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _is_in(path: str, folders: list[Path]) -> bool:
+    return any(_absolute(path).is_relative_to(folder) for folder in folders)
