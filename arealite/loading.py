@@ -14,6 +14,8 @@ from typing import Any, cast
 from arealite.errors import ConfigError
 from arealite.protocols import Reward, Workflow
 
+SHIPPED_WORKFLOWS = str(Path(__file__).resolve().parents[1] / "workflows")
+
 
 def load_object(reference: str) -> Any:
     """`pkg.mod:Name` or `path/file.py:name` -> the object. Raises ConfigError."""
@@ -120,10 +122,9 @@ def _by_name(name: str) -> Any:
     """The module of this name; a user's own folder `workflows` does not hide the one shipped."""
     root, _, rest = name.partition(".")
     if root == "workflows" and rest:
-        shipped = str(Path(__file__).resolve().parents[1] / root)
         package = _executed(lambda: importlib.import_module(root), root)
-        if shipped not in package.__path__:
-            package.__path__ = [*package.__path__, shipped]
+        if SHIPPED_WORKFLOWS not in package.__path__:
+            package.__path__ = [*package.__path__, SHIPPED_WORKFLOWS]
     return _executed(lambda: importlib.import_module(name), name)
 
 

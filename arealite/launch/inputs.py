@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arealite.config import Config
 from arealite.errors import ConfigError
+from arealite.loading import SHIPPED_WORKFLOWS
 
 Missing = tuple[str, str]
 """(the setting, the path that it names)."""
@@ -126,6 +127,8 @@ def _file_of(module: str) -> Path | None:
         if spec is None:
             return None
         path = list(spec.submodule_search_locations or [])
+        if module.startswith("workflows.") and depth == 0:  # as loading does
+            path.append(SHIPPED_WORKFLOWS)
     return Path(spec.origin if spec and spec.origin else module)
 
 
