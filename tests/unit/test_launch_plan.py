@@ -154,7 +154,7 @@ def test_the_report_does_the_batch_arithmetic(tmp_path: Path) -> None:
     assert "at most 2 versions per trained token: up to 96 episodes" in report
     assert "1024 prompt + 256 new tokens = 1280" in report
     assert "versions       3" in report
-    assert "trainer 8.0 MB" in report  # bfloat16: weights, gradients, two moments
+    assert "trainer 18.0 MB" in report  # bfloat16, and float32 copies, moments and gradients
     assert "cache 8.2 MB" in report  # 64 sequences of 1280 tokens
 
 
