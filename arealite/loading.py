@@ -19,15 +19,21 @@ SHIPPED_WORKFLOWS = str(Path(__file__).resolve().parents[1] / "workflows")
 
 def load_object(reference: str) -> Any:
     """`pkg.mod:Name` or `path/file.py:name` -> the object. Raises ConfigError."""
-    module_name, colon, name = reference.rpartition(":")
-    if not colon or not module_name or not name:
-        raise ConfigError(f"{reference!r} names no code; write pkg.mod:Name or path/file.py:name")
+    module_name, name = split_reference(reference)
     module = _from_file(Path(module_name)) if module_name.endswith(".py") else _by_name(module_name)
     try:
         return getattr(module, name)
     except AttributeError:
         known = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
         raise ConfigError(f"{module_name} has no {name!r}; it has {known}") from None
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """(module or file, name in it). Raises ConfigError."""
+    module, _, name = reference.rpartition(":")
+    if not (module and name.isidentifier()):
+        raise ConfigError(f"{reference!r} names no code; write pkg.mod:Name or path/file.py:name")
+    return module, name
 
 
 def load_reward(reference: str) -> Reward:

@@ -19,6 +19,10 @@ NOT_SAMPLED = -1
 """The version of a token that no policy sampled: the prompt, a tool's output."""
 
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it a float32 logit divided by the temperature may overflow."""
+
+
 @dataclass(frozen=True)
 class GenerationHyperparameters:
     """How to sample. The names are AReaL's; the meaning of each is the engines' common one."""

@@ -10,13 +10,11 @@ from typing import Any
 
 from arealite.config.schema import Config
 from arealite.errors import ConfigError
+from arealite.types import LEAST_TEMPERATURE
 
 Where = Callable[[str], str]
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""
-
-_COLDEST = 1e-4
-"""Colder than this, logits divided by the temperature are too large to be told apart."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -121,10 +119,10 @@ def _sampling(config: Config) -> Iterator[Broken]:
             yield key, f"it is {seed}, it must be at least 0 and below 2**63"
     for section in ("gconfig", "evaluator"):
         temperature = getattr(config, section).temperature
-        if temperature is not None and temperature < _COLDEST:
+        if temperature is not None and temperature < LEAST_TEMPERATURE:
             yield (
                 f"{section}.temperature",
-                f"it is {temperature}, it must be at least {_COLDEST:g}; "
+                f"it is {temperature}, it must be at least {LEAST_TEMPERATURE:g}; "
                 "for the likeliest token use evaluator.greedy",
             )
 

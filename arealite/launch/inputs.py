@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arealite.config import Config
 from arealite.errors import ConfigError
-from arealite.loading import SHIPPED_WORKFLOWS
+from arealite.loading import SHIPPED_WORKFLOWS, split_reference
 
 Missing = tuple[str, str]
 """(the setting, the path that it names)."""
@@ -64,11 +64,10 @@ def check_code(config: Config) -> None:
 
 
 def _check_reference(key: str, reference: str, made: list[Path]) -> None:
-    module, colon, name = reference.rpartition(":")
-    if not (colon and module and name.isidentifier()):
-        raise ConfigError(
-            f"{key}{reference!r} names no code; write pkg.mod:Name or path/file.py:name"
-        )
+    try:
+        module, name = split_reference(reference)
+    except ConfigError as error:
+        raise ConfigError(f"{key}{error}") from None
     if not module.endswith(".py"):
         file = _file_of(module)
         if file is None:

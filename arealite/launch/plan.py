@@ -56,19 +56,20 @@ def make_plan(
     _check(config, facts)
     threads = _threads(config, facts)
     arguments = ["--config", config_path, *overrides, f"actor.threads={threads['trainer']}"]
+    prepare = tuple(
+        Prepare(Path(step.makes), _command(step.run), step.timeout_s, hide_command(step.run))
+        for step in config.prepare
+    )
     return Plan(
         run_folder=Path(config.fileroot).expanduser() / config.experiment_name / config.trial_name,
-        prepare=tuple(
-            Prepare(Path(step.makes), _command(step.run), step.timeout_s, hide_command(step.run))
-            for step in config.prepare
-        ),
+        prepare=prepare,
         servers=tuple(_servers(config, threads["server"])) if config.mode == "rl" else (),
         trainer=Process(
             "trainer",
             (sys.executable, *trainer, *arguments),
             _environment(config.actor.device, threads["trainer"], 0),
         ),
-        report=tuple(hide(line) for line in _report(config, facts, threads)),
+        report=tuple(hide(line) for line in _report(config, facts, threads, prepare)),
     )
 
 
@@ -154,16 +155,14 @@ def _command(line: str) -> tuple[str, ...]:
     return (sys.executable, *words[1:]) if words[0] in ("python", "python3") else tuple(words)
 
 
-def _report(config: Config, facts: Facts, threads: Mapping[str, int]) -> Iterator[str]:
+def _report(
+    config: Config, facts: Facts, threads: Mapping[str, int], prepare: tuple[Prepare, ...]
+) -> Iterator[str]:
     """The plan in sentences."""
     rows, size = facts.train_rows, config.train_dataset.batch_size
     yield f"run folder     {config.fileroot}/{config.experiment_name}/{config.trial_name}"
-    for step in config.prepare:
-        state = (
-            "is there"
-            if Path(step.makes).exists()
-            else f"will be made by: {hide_command(step.run)}"
-        )
+    for step in prepare:
+        state = "is there" if step.makes.exists() else f"will be made by: {step.shown}"
         yield f"prepare        {step.makes}: {state}"
     yield (
         f"trainer        1 process, {config.actor.device}, {threads['trainer']} thread(s), "

@@ -36,21 +36,21 @@ async def evaluate(
     places = asyncio.Semaphore(concurrency)
     limits: dict[str, Any] = {"waits": waits or Waits(), "deadline_s": deadline_s}
     episodes: list[Episode] = []
-    failed = 0
-    last_error: EpisodeError | None = None
+    failures: list[EpisodeError] = []
 
     async def one(sample_id: str, row: Mapping[str, Any]) -> None:
-        nonlocal failed, last_error
         async with places:
             try:
                 playing = play(workflow, engine, sample_id, row)
                 played = tuple(await waited(playing, owner="workflow", what="an episode", **limits))
             except EpisodeError as error:
-                failed, last_error = failed + 1, error
+                failures.append(error)
                 tell(Episode(sample_id, version, (), row), "failed", error=error)
                 return
-            tell(episode := Episode(sample_id, version, played, row), "evaluated")
-            episodes.extend([episode] if played else [])
+            episode = Episode(sample_id, version, played, row)
+            tell(episode, "evaluated")
+            if played:
+                episodes.append(episode)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -58,10 +58,10 @@ async def evaluate(
                 group.create_task(one(sample_id, row))
     except ExceptionGroup as errors:
         raise first_of(errors) from None
-    if failed > len(rows) / 2:
-        words = f"{failed} of {len(rows)} held-out rows failed; the last one: {last_error}"
-        raise ErrorBudgetSpent(words)
-    return _metrics(episodes, failed, name, success)
+    if len(failures) > len(rows) / 2:
+        count = f"{len(failures)} of {len(rows)} held-out rows failed"
+        raise ErrorBudgetSpent(f"{count}; the last one: {failures[-1]}")
+    return _metrics(episodes, len(failures), name, success)
 
 
 def _metrics(

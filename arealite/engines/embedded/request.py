@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from arealite.types import LEAST_TEMPERATURE
+
 _MAX_SEED = (1 << 63) - 1
-_LEAST_TEMPERATURE = 1e-4  # below, a float32 logit divided by it may overflow
 
 
 class RequestError(Exception):
@@ -190,9 +191,9 @@ def parse_sampling(given: Mapping[str, Any], limits: Limits) -> SamplingParams:
     if least > most:
         raise RequestError(f"min_new_tokens {least} is more than max_new_tokens {most}")
     temperature = _number(rest, "temperature", 1.0)
-    if temperature != 0 and temperature < _LEAST_TEMPERATURE:
+    if temperature != 0 and temperature < LEAST_TEMPERATURE:
         raise RequestError(
-            f"temperature is {temperature}, it must be 0 (greedy) or at least {_LEAST_TEMPERATURE}"
+            f"temperature is {temperature}, it must be 0 (greedy) or at least {LEAST_TEMPERATURE}"
         )
     top_p = _number(rest, "top_p", 1.0)
     if not 0 < top_p <= 1:
