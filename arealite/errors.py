@@ -4,6 +4,7 @@
     |-- ConfigError         2   a config, dataset row, reward file or option that cannot be used
     |-- EpisodeError        -   costs one episode: counted by kind, its place is given back
     |   |-- EngineError         no server answered the request within its deadline and retries
+    |   |-- EpisodeTimeout      it took longer than rollout.episode_timeout_s
     |   |-- Unscorable          the reward function could not score this sample
     |   `-- WorkflowError       the user's workflow raised, or returned something malformed
     |-- ErrorBudgetSpent    3   too many episodes failed
@@ -49,6 +50,12 @@ class EngineError(EpisodeError):
     """No inference server answered this request."""
 
     kind = "engine"
+
+
+class EpisodeTimeout(EpisodeError):
+    """The episode took longer than it may."""
+
+    kind = "timeout"
 
 
 class Unscorable(EpisodeError):

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from arealite.errors import ConfigError
 from arealite.protocols import Reward, Workflow
+from arealite.types import Episode
 
 SHIPPED_WORKFLOWS = str(Path(__file__).resolve().parents[1] / "workflows")
 
@@ -46,6 +47,14 @@ def load_reward(reference: str) -> Reward:
         "a reward function is called as compute_score(solution_str, ground_truth)",
     )
     return cast(Reward, function)
+
+
+def load_filter(reference: str) -> Callable[[Episode], bool]:
+    """A function that can be called with (episode)."""
+    function = load_object(reference)
+    rule = "a filter is called as should_accept(episode) and returns whether it is trained"
+    _check_call(function, reference, (None,), rule)
+    return cast(Callable[[Episode], bool], function)
 
 
 def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str, Any]) -> Workflow:

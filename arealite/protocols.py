@@ -33,6 +33,10 @@ class ManagedEngine(InferenceEngine, Protocol):
         """Loads and verifies; returns the worst difference seen on the probe, in nats."""
         ...
 
+    async def redispatch(self) -> int:
+        """Sends every request under way once more, elsewhere if it can; returns how many."""
+        ...
+
     async def server_metrics(self) -> Mapping[str, float]:
         """Counters summed over the servers (tokens_generated, running, waiting, ...)."""
         ...
@@ -57,11 +61,7 @@ class Reward(Protocol):
 
 
 class Algorithm(Protocol):
-    """A learning rule: which episodes to keep, what each trajectory is worth, what to minimise."""
-
-    def keep(self, episode: Episode) -> bool:
-        """Whether the episode can teach anything; a rejected one gives its place back."""
-        ...
+    """A learning rule: what each trajectory is worth, and what to minimise."""
 
     def credit(self, episode: Episode) -> list[float]:
         """One advantage per trajectory of the episode."""

@@ -26,7 +26,9 @@ from arealite.loading import load_reward, load_workflow
 from arealite.processes import follow_parent
 from arealite.protocols import Workflow
 from arealite.rewards.scorer import Scorer
-from arealite.rollout.door import Limits, Rollouts
+from arealite.rollout.door import Rollouts
+from arealite.rollout.filters import keep_of
+from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
 from arealite.telemetry.metrics import Recorder, wandb_sink
 from arealite.telemetry.run_folder import RunFolder, write_atomically
@@ -206,9 +208,7 @@ def open_run(config: Config) -> Iterator[Run]:
     write_atomically(folder.summary, summarise(folder))
 
 
-def open_rollouts(
-    run: Run, addresses: Sequence[str], keep: Callable[[Episode], bool] = lambda episode: True
-) -> Rollouts:
+def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     """The door to the episodes of this run, over the servers at these addresses (host:port)."""
     config = run.config
     if config.rollout.late == "keep":
@@ -224,27 +224,18 @@ def open_rollouts(
     if config.valid_dataset.path:
         rows = load_rows(config.valid_dataset, "valid_dataset")
         held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
-    limits = Limits(
-        batch_size=config.train_dataset.batch_size,
-        eta=config.rollout.max_head_offpolicyness,
-        late=config.rollout.late,
-        max_running=config.rollout.max_concurrent_rollouts,
-        setup_timeout_s=config.rollout.setup_timeout_s,
-        stall_timeout_s=config.rollout.stall_timeout_s,
-        eval_concurrency=2 * config.rollout.max_running_requests,
-        eval_success=config.evaluator.success,
-    )
     return Rollouts(
         engine,
         _workflow(run, config.gconfig),
         Rows(run.rows, config.seed, config.train_dataset.shuffle),
-        limits,
-        keep=keep,
+        limits_of(config),
+        keep=keep_of(config.rollout.filters),
         eval_workflow=_workflow(run, _eval_gconfig(config)),
         eval_rows=held_out,
         status=run.status,
         transcripts=run.transcripts,
         waits=run.waits,
+        stall_report=run.folder.stall_report,
     )
 
 

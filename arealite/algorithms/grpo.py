@@ -21,11 +21,6 @@ class GRPO:
 
     config: ActorConfig
 
-    def keep(self, episode: Episode) -> bool:
-        """Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2), where it is switched on."""
-        rewards = [t.reward for t in episode.trajectories]
-        return not self.config.drop_equal_groups or max(rewards) > min(rewards)
-
     def credit(self, episode: Episode) -> list[float]:
         c = self.config
         rewards = [(t.reward + c.reward_bias) * c.reward_scaling for t in episode.trajectories]

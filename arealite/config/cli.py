@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from arealite.config.load import load
 from arealite.config.schema import Config
@@ -15,8 +15,17 @@ from arealite.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ConfigErrors, so that they look like all others."""
 
+    def __init__(
+        self,
+        *args: Any,
+        usage_hint: str = "--config FILE [--check] [section.key=value ...]",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._usage_hint = usage_hint
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; usage: --config FILE [--check] [section.key=value ...]")
+        raise ConfigError(f"{message}; usage: {self._usage_hint}")
 
 
 def parser() -> Parser:

@@ -74,7 +74,6 @@ class ActorConfig:
     use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
     behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight of a token")
     adv_std: bool = opt(True, "divide the group's advantages by their standard deviation")
-    drop_equal_groups: bool = opt(False, "groups of equal reward are replaced by others (DAPO)")
     reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
     reward_bias: float = opt(0.0, "added to rewards, for learning only")
 
@@ -101,10 +100,25 @@ class RolloutConfig:
     update_mode: Literal["retract", "in_place"] = opt(
         "retract", "at a weight update, running samples recompute their cache or keep it"
     )
+    concurrency: Literal["fixed", "adaptive"] = opt(
+        "fixed",
+        "episodes in flight: as many as allowed, or as the servers' queues show they can use",
+    )
+    filters: list[str] = opt(
+        [],
+        "episodes that are not trained: equal_rewards, overlong, or should_accept functions as "
+        "pkg.mod:function or path/file.py:function",
+    )
+    filtered: Literal["refill", "shrink"] = opt(
+        "refill", "a filtered episode is replaced by another, or its batch is smaller (DAPO)"
+    )
+    episode_timeout_s: float | None = opt(
+        None, "an episode that takes longer fails; null: no limit"
+    )
     request_timeout_s: float = opt(600.0, "deadline of one request to a server")
     request_retries: int = opt(3, "how often a failed request is sent again")
     setup_timeout_s: float = opt(300.0, "deadline for the servers to come up")
-    stall_timeout_s: float = opt(600.0, "the run ends with exit 6 when a batch takes longer")
+    stall_timeout_s: float = opt(600.0, "exit 6 when nothing moves for so long; see stall.txt")
 
     @property
     def max_trained_lag(self) -> int | None:
@@ -170,6 +184,11 @@ class Config:
     fileroot: str = opt("runs", "where run folders are made")
     mode: Literal["rl", "sft"] = opt("rl", "reinforcement learning or supervised fine-tuning")
     seed: int = opt(1, "fixes the order of rows and all random streams")
+    deterministic: bool = opt(
+        False,
+        "two runs are bit-identical: a seed per sample, batches in order of admission, weights "
+        "change when nothing runs; slower",
+    )
     tokenizer_path: str = opt("${actor.path}", "tokenizer; by default the model's own")
     total_train_epochs: int = opt(1, "passes over the rows")
     total_train_steps: int | None = opt(None, "stop at this version; null: by the epochs")

@@ -75,18 +75,20 @@ class ScriptedEngine:
         self.running = 0
         self.tokens_generated = 0
         self.closed = False
+        self._hanging: set[asyncio.Future[None]] = set()
         self._published: list[tuple[float, int]] = []  # (loop time, version), oldest first
 
     async def agenerate(self, request: ModelRequest) -> ModelResponse:
         """One sample. Its tokens depend on the seed and on how many requests came before it."""
-        serial, self.requests = self.requests, self.requests + 1
-        sample = self.script(request, serial)
-        length = max(1, min(sample.length, request.gconfig.max_new_tokens))
-        started, before = asyncio.get_running_loop().time(), self.version
         self.running += 1
         try:
-            if sample.outcome == "hang":
-                await asyncio.get_running_loop().create_future()
+            serial, sample = self._next(request)
+            while sample.outcome == "hang":
+                self._hanging.add(sent_again := asyncio.get_running_loop().create_future())
+                await sent_again
+                serial, sample = self._next(request)
+            length = max(1, min(sample.length, request.gconfig.max_new_tokens))
+            started, before = asyncio.get_running_loop().time(), self.version
             await asyncio.sleep(sample.token_at_s(length - 1))
             if sample.outcome == "fail":
                 raise EngineError(f"the script lets request {serial} fail")
@@ -101,6 +103,18 @@ class ScriptedEngine:
             output_versions=self._versions(sample, length, started, before),
             stop_reason="stop" if sample.length <= request.gconfig.max_new_tokens else "length",
         )
+
+    def _next(self, request: ModelRequest) -> tuple[int, Sample]:
+        serial, self.requests = self.requests, self.requests + 1
+        return serial, self.script(request, serial)
+
+    async def redispatch(self) -> int:
+        """Requests that hang are sent again: the script is asked for another sample."""
+        hanging, self._hanging = self._hanging, set()
+        for request in hanging:
+            if not request.done():
+                request.set_result(None)
+        return len(hanging)
 
     def _versions(self, sample: Sample, length: int, started: float, before: int) -> list[int]:
         """The version that was current when each token's time came."""

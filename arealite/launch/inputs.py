@@ -13,6 +13,7 @@ from pathlib import Path
 from arealite.config import Config
 from arealite.errors import ConfigError
 from arealite.loading import SHIPPED_WORKFLOWS, split_reference
+from arealite.rollout.filters import SHIPPED
 
 Missing = tuple[str, str]
 """(the setting, the path that it names)."""
@@ -51,13 +52,14 @@ def require(absent: tuple[Missing, ...]) -> None:
 
 
 def check_code(config: Config) -> None:
-    """Raises ConfigError where rollout.workflow or rollout.reward_fn cannot name any code."""
+    """Raises ConfigError where the workflow, the reward or a filter cannot name any code."""
     if config.mode != "rl":
         return
     made = [_absolute(path) for path in _still_made(config)]
     for key, reference in (
         ("rollout.workflow", config.rollout.workflow),
         ("rollout.reward_fn", config.rollout.reward_fn),
+        *(("rollout.filters", name) for name in config.rollout.filters if name not in SHIPPED),
     ):
         if reference:
             _check_reference(f"{key}: ", reference, made)

@@ -1,8 +1,8 @@
 """Finished episodes between the engines and the trainer; the staleness rule is applied here.
 
-Invariants: every admitted episode ends in exactly one of accept, give_back (failed or filtered)
-or a drop at take; nothing ends that does not run; take returns exactly batch_size episodes. All
-methods run on the event loop: no locks.
+Invariants: every admitted episode ends in exactly one of accept, skip, give_back (failed or
+filtered) or a drop at take; nothing ends that does not run; take consumes exactly batch_size
+places, of which the skipped ones hold no episode. All methods run on the event loop: no locks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Buffer:
         # Everything consumed before this run began counts as accepted, or room would be wrong.
         self.accepted = version * batch_size
         self.counts: Counter[str] = Counter()
-        self._ready: list[tuple[int, Episode]] = []
+        self._ready: list[tuple[int, Episode | None]] = []  # None: a place without an episode
+        self._checked = 0  # so many of the first in _ready are known to be usable at this version
         self._on_dropped = on_dropped
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -49,9 +50,19 @@ class Buffer:
         return len(self._running)
 
     @property
+    def running_ids(self) -> list[str]:
+        """Their rows' ids, oldest admission first."""
+        return list(self._running)
+
+    @property
     def room(self) -> int:
         free = room(self.version, self.eta, self.batch_size, self.running, self.accepted)
         return free if self.max_running is None else min(free, self.max_running - self.running)
+
+    def limit(self, max_running: int) -> None:
+        """From now on at most so many run; what runs already goes on."""
+        self.max_running = max_running
+        self._changed.set()
 
     async def admit(self, sample_id: str) -> int:
         """Waits for room, takes one place, and returns the version to stamp on the episode."""
@@ -64,9 +75,12 @@ class Buffer:
 
     def accept(self, episode: Episode) -> None:
         """A running episode ended and is kept for training."""
-        self._ready.append((self._end(episode.sample_id), episode))
-        self.accepted += 1
-        self._changed.set()
+        self._fill(self._end(episode.sample_id), episode)
+
+    def skip(self, sample_id: str) -> None:
+        """A running episode was filtered and is not replaced: its batch will be smaller."""
+        self.counts["filtered"] += 1
+        self._fill(self._end(sample_id), None)
 
     def give_back(self, sample_id: str, reason: str) -> None:
         """A running episode ended without a use ("failed", "filtered"): its place is free."""
@@ -75,17 +89,28 @@ class Buffer:
         self._changed.set()
 
     async def take(self) -> list[Episode]:
-        """The next batch, oldest admission first. Waits until there are enough episodes."""
-        await self._until(self._enough)
-        batch, self._ready = self._ready[: self.batch_size], self._ready[self.batch_size :]
-        self.counts["trained"] += len(batch)
-        return [episode for _, episode in batch]
+        """The next batch, oldest admission first; never empty. Waits until it is complete."""
+        while True:
+            await self._until(self.is_complete)
+            batch, self._ready = self._ready[: self.batch_size], self._ready[self.batch_size :]
+            self._checked = len(self._ready)
+            episodes = [episode for _, episode in batch if episode is not None]
+            if episodes:
+                self.counts["trained"] += len(episodes)
+                return episodes
+            self.accepted -= len(batch)  # a batch of nothing trains no version: places are free
+            self._changed.set()
+
+    async def idle(self) -> None:
+        """Waits until nothing runs and nothing more may be admitted at this version."""
+        await self._until(lambda: self.room <= 0 and not self._running)
 
     def advance(self, version: int) -> None:
         """Version `version` is published: there is room again."""
         if version < self.version:
             raise ValueError(f"version {version} is published after version {self.version}")
         self.version = version
+        self._checked = 0
         self._changed.set()
 
     def fail(self, error: BaseException) -> None:
@@ -93,7 +118,8 @@ class Buffer:
         self._failure = self._failure or error
         self._changed.set()
 
-    def _enough(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether take would not wait. What has become too old is dropped here."""
         self._drop_stale()
         if len(self._ready) < self.batch_size:
             return False
@@ -102,16 +128,21 @@ class Buffer:
         return is_wholly_in_order(self.late, last, next(iter(self._running.values()), None))
 
     def _drop_stale(self) -> None:
-        kept: list[tuple[int, Episode]] = []
-        for order, episode in self._ready:
-            if is_usable(self.late, episode, self.version, self.eta):
+        kept = self._ready[: self._checked]
+        for order, episode in self._ready[self._checked :]:
+            if episode is None or is_usable(self.late, episode, self.version, self.eta):
                 kept.append((order, episode))
             else:
                 self.accepted -= 1  # its place is free for a fresh one
                 self.counts["dropped_stale"] += 1
                 self._on_dropped(episode)
                 self._changed.set()
-        self._ready = kept
+        self._ready, self._checked = kept, len(kept)
+
+    def _fill(self, order: int, episode: Episode | None) -> None:
+        self._ready.append((order, episode))
+        self.accepted += 1
+        self._changed.set()
 
     def _end(self, sample_id: str) -> int:
         if sample_id not in self._running:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import EpisodeError, ErrorBudgetSpent
+from arealite.errors import EpisodeError, EpisodeTimeout, ErrorBudgetSpent, Stall
 from arealite.protocols import InferenceEngine, Workflow
-from arealite.rollout.runner import first_of, play
+from arealite.rollout.limits import Limits
+from arealite.rollout.runner import first_of, play, seeded
 from arealite.telemetry.waits import Waits, waited
-from arealite.types import Episode
+from arealite.types import Episode, Trajectory
 
 
 async def evaluate(
@@ -19,30 +20,27 @@ async def evaluate(
     rows: Sequence[tuple[str, Mapping[str, Any]]],
     version: int,
     tell: Callable[..., None],
-    *,
+    limits: Limits,
+    waits: Waits,
     name: str = "valid",
-    success: float = 1.0,
-    concurrency: int = 64,
-    waits: Waits | None = None,
-    deadline_s: float | None = None,
 ) -> dict[str, float]:
     """Plays every row and returns flat metrics `eval/<name>/...`.
 
-    mean: mean reward over samples. accuracy: share of samples whose reward reaches `success`.
-    pass@k: share of rows with at least one such sample, k the samples per row. An episode that
-    fails is counted in `failed` and is in no mean. Raises Stall when an episode takes longer than
-    deadline_s seconds, ErrorBudgetSpent when more than half fail.
+    mean: mean reward over samples. accuracy: share of samples whose reward reaches
+    limits.eval_success. pass@k: share of rows with at least one such sample, k the samples per
+    row. later_tokens: share of sampled tokens that a later version than this one sampled, since
+    engines take new weights while the set is played. An episode that fails is counted in `failed`
+    and is in no mean. Raises Stall when an episode takes longer than stall_timeout_s seconds,
+    ErrorBudgetSpent when more than half fail.
     """
-    places = asyncio.Semaphore(concurrency)
-    limits: dict[str, Any] = {"waits": waits or Waits(), "deadline_s": deadline_s}
+    places = asyncio.Semaphore(limits.eval_concurrency)
     episodes: list[Episode] = []
     failures: list[EpisodeError] = []
 
     async def one(sample_id: str, row: Mapping[str, Any]) -> None:
         async with places:
             try:
-                playing = play(workflow, engine, sample_id, row)
-                played = tuple(await waited(playing, owner="workflow", what="an episode", **limits))
+                played = await _play(workflow, engine, sample_id, row, limits, waits)
             except EpisodeError as error:
                 failures.append(error)
                 tell(Episode(sample_id, version, (), row), "failed", error=error)
@@ -61,11 +59,31 @@ async def evaluate(
     if len(failures) > len(rows) / 2:
         count = f"{len(failures)} of {len(rows)} held-out rows failed"
         raise ErrorBudgetSpent(f"{count}; the last one: {failures[-1]}")
-    return _metrics(episodes, len(failures), name, success)
+    return _metrics(episodes, len(failures), version, name, limits.eval_success)
+
+
+async def _play(
+    workflow: Workflow,
+    engine: InferenceEngine,
+    sample_id: str,
+    row: Mapping[str, Any],
+    limits: Limits,
+    waits: Waits,
+) -> tuple[Trajectory, ...]:
+    is_limited = limits.episode_timeout_s is not None
+    played = await waited(
+        play(workflow, seeded(engine, limits, sample_id), sample_id, row),
+        waits=waits,
+        owner="workflow",
+        what="a held-out episode",
+        deadline_s=limits.episode_timeout_s if is_limited else limits.stall_timeout_s,
+        error=EpisodeTimeout if is_limited else Stall,
+    )
+    return tuple(played)
 
 
 def _metrics(
-    episodes: Sequence[Episode], failed: int, name: str, success: float
+    episodes: Sequence[Episode], failed: int, version: int, name: str, success: float
 ) -> dict[str, float]:
     samples = [t for e in episodes for t in e.trajectories]
     metrics = {f"eval/{name}/samples": float(len(samples)), f"eval/{name}/failed": float(failed)}
@@ -75,7 +93,10 @@ def _metrics(
     solved = sum(t.reward >= success for t in samples)
     metrics[f"eval/{name}/mean"] = sum(t.reward for t in samples) / n
     metrics[f"eval/{name}/accuracy"] = solved / n
-    metrics[f"eval/{name}/completion_length"] = sum(t.sampled for t in samples) / n
+    tokens = sum(t.sampled for t in samples)
+    metrics[f"eval/{name}/completion_length"] = tokens / n
+    later = sum(v > version for t in samples for v in t.versions)
+    metrics[f"eval/{name}/later_tokens"] = later / tokens
     k = max(len(e.trajectories) for e in episodes)
     if k > 1:
         passed = sum(any(t.reward >= success for t in e.trajectories) for e in episodes)

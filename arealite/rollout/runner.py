@@ -1,15 +1,13 @@
 """Plays episodes: a row is admitted, its workflow runs, and the result reaches the buffer.
 
 A failing episode costs itself: it is counted, told, and its place is given back. When failures
-are no longer exceptions (the first 8 all failed, or more than half of the last 64), the run ends,
-since going on would only hide the cause.
+are no longer exceptions, or when a filter lets nothing pass any more, the run ends with the cause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,35 +15,24 @@ from arealite.errors import (
     ArealiteError,
     ConfigError,
     EpisodeError,
+    EpisodeTimeout,
     ErrorBudgetSpent,
     WorkflowError,
 )
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.adapter import to_trajectories
 from arealite.rollout.buffer import Buffer
+from arealite.rollout.failures import ErrorBudget
+from arealite.rollout.limits import Limits
+from arealite.rollout.seeds import SeededEngine
+from arealite.telemetry.waits import Waits, waited
 from arealite.types import Episode, Trajectory
 
-FIRST, LAST = 8, 64
+MOST_FILTERED = 20
+"""So many batches' worth of episodes in a row may be filtered before the run ends."""
 
 Tell = Callable[..., None]
 """tell(episode, fate, error=None): how an episode ended, for people. A failed one is empty."""
-
-
-class ErrorBudget:
-    """Pure bookkeeping of successes and failures."""
-
-    def __init__(self) -> None:
-        self._ended = 0
-        self._recent: deque[bool] = deque(maxlen=LAST)
-
-    def spend(self, ok: bool) -> bool:
-        """Books one end; True when the budget is spent."""
-        self._ended += 1
-        self._recent.append(ok)
-        failed = len(self._recent) - sum(self._recent)
-        return (self._ended == FIRST and failed == FIRST) or (
-            len(self._recent) == LAST and failed > LAST // 2
-        )
 
 
 async def play(
@@ -87,10 +74,14 @@ class Runner:
         rows: Iterator[tuple[str, Mapping[str, Any]]],
         keep: Callable[[Episode], bool],
         tell: Tell,
+        limits: Limits,
+        waits: Waits,
     ) -> None:
         self._buffer, self._engine, self._workflow = buffer, engine, workflow
         self._rows, self._keep, self._tell = rows, keep, tell
+        self._limits, self._waits = limits, waits
         self._budget = ErrorBudget()
+        self._filtered_in_a_row = 0
 
     async def run(self) -> None:
         """Until cancelled. Cancelling ends the episodes in flight too."""
@@ -111,24 +102,54 @@ class Runner:
 
     async def _episode(self, sample_id: str, row: Mapping[str, Any], version: int) -> None:
         try:
-            trajectories = await play(self._workflow, self._engine, sample_id, row)
+            trajectories = await waited(
+                play(self._workflow, seeded(self._engine, self._limits, sample_id), sample_id, row),
+                waits=self._waits,
+                owner="workflow",
+                what="an episode",
+                deadline_s=self._limits.episode_timeout_s,
+                error=EpisodeTimeout,
+            )
         except EpisodeError as error:
-            self._buffer.give_back(sample_id, "failed")
-            self._tell(Episode(sample_id, version, (), row), "failed", error=error)
-            if self._budget.spend(ok=False):
-                where = "" if isinstance(error, WorkflowError) else f"row {sample_id}: "
-                raise ErrorBudgetSpent(
-                    f"too many episodes failed; the last one: {where}{error} "
-                    "(every failure is in transcripts.jsonl)"
-                ) from error
+            self._failed(Episode(sample_id, version, (), row), error)
             return
         self._budget.spend(ok=True)
         episode = Episode(sample_id, version, tuple(trajectories), row)
-        if not trajectories or not self._keep(episode):
-            self._buffer.give_back(sample_id, "filtered")
-            self._tell(episode, "filtered")
-            return
-        self._buffer.accept(episode)
+        if trajectories and self._keep(episode):
+            self._filtered_in_a_row = 0
+            self._buffer.accept(episode)
+        else:
+            self._filtered(episode)
+
+    def _failed(self, episode: Episode, error: EpisodeError) -> None:
+        self._buffer.give_back(episode.sample_id, "failed")
+        self._tell(episode, "failed", error=error)
+        if self._budget.spend(ok=False):
+            where = "" if isinstance(error, WorkflowError) else f"row {episode.sample_id}: "
+            raise ErrorBudgetSpent(
+                f"too many episodes failed; the last one: {where}{error} "
+                "(every failure is in transcripts.jsonl, the first traceback of each kind in "
+                "status.json)"
+            ) from error
+
+    def _filtered(self, episode: Episode) -> None:
+        if self._limits.refill or not episode.trajectories:
+            self._buffer.give_back(episode.sample_id, "filtered")
+        else:
+            self._buffer.skip(episode.sample_id)
+        self._tell(episode, "filtered")
+        self._filtered_in_a_row += 1
+        if self._filtered_in_a_row >= MOST_FILTERED * self._limits.batch_size:
+            raise ErrorBudgetSpent(
+                f"the last {self._filtered_in_a_row} episodes were all filtered, so no batch can "
+                "be made; look at their rewards in transcripts.jsonl: the rows may be far too "
+                "hard or too easy for this model, or a filter too strict"
+            )
+
+
+def seeded(engine: InferenceEngine, limits: Limits, sample_id: str) -> InferenceEngine:
+    """The engine as this row's episode sees it."""
+    return engine if limits.seed is None else SeededEngine(engine, limits.seed, sample_id)
 
 
 def _is_cancelled() -> bool:

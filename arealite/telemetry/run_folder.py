@@ -65,6 +65,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def stall_report(self) -> Path:
+        return self.path / "stall.txt"
+
+    @property
     def transcripts(self) -> Path:
         return self.path / "transcripts.jsonl"
 

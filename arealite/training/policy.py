@@ -48,6 +48,8 @@ class Policy:
         Raises ConfigError naming actor.path when the model cannot be loaded or is unfit."""
         use_threads(config.actor.threads)
         torch.manual_seed(config.seed)
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
         model = load_model(config.actor)
         check_model(model)
         return cls(model, config, total_updates)

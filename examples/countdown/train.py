@@ -67,7 +67,7 @@ class CountDownWorkflow:
 def train(config: Config, addresses: Sequence[str]) -> None:
     algorithm, max_lag = GRPO(config.actor), config.rollout.max_trained_lag
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
-        with open_rollouts(run, addresses, algorithm.keep) as rollouts:
+        with open_rollouts(run, addresses) as rollouts:
             rollouts.publish(policy.export(policy.version))
             evaluation = Evaluation(run, rollouts)
             evaluation.wait_for(policy.version)

@@ -16,7 +16,8 @@ import pytest
 
 from arealite.engines.scripted import ScriptedEngine
 from arealite.errors import ArealiteError, ErrorBudgetSpent, Stall
-from arealite.rollout.door import Limits, Rollouts
+from arealite.rollout.door import Rollouts
+from arealite.rollout.limits import Limits
 from arealite.types import (
     Episode,
     GenerationHyperparameters,

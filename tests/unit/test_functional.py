@@ -168,14 +168,6 @@ def _episode(*rewards: float) -> Episode:
     )
 
 
-def test_grpo_drops_equal_groups_only_when_asked() -> None:
-    equal, mixed = _episode(0.1, 0.1), _episode(0.1, 1.0)
-    assert GRPO(ActorConfig()).keep(equal)
-    dapo = GRPO(ActorConfig(drop_equal_groups=True))
-    assert not dapo.keep(equal)
-    assert dapo.keep(mixed)
-
-
 def test_grpo_scales_rewards_after_the_bias() -> None:
     shaped = GRPO(ActorConfig(adv_std=False, reward_bias=-0.5, reward_scaling=10.0))
     assert shaped.credit(_episode(0.0, 1.0)) == pytest.approx([-5.0, 5.0])

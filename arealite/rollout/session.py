@@ -1,0 +1,259 @@
+"""The episodes of one run, on the event loop: batches, versions, held-out sets, what is told.
+
+door.Rollouts is its face for a trainer in another thread; the simulator drives it directly, under
+a clock of its own. All times are the event loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from arealite.errors import ArealiteError, EpisodeError
+from arealite.protocols import ManagedEngine, Workflow
+from arealite.rollout.buffer import Buffer
+from arealite.rollout.concurrency import Concurrency
+from arealite.rollout.evaluate import evaluate
+from arealite.rollout.failures import Failures
+from arealite.rollout.limits import Limits
+from arealite.rollout.runner import Runner
+from arealite.rollout.survivorship import survivorship
+from arealite.rollout.watchdog import watched
+from arealite.telemetry.run_folder import write_atomically
+from arealite.telemetry.stall import describe
+from arealite.telemetry.status import Status
+from arealite.telemetry.transcripts import Transcripts
+from arealite.telemetry.waits import Waits
+from arealite.types import Episode, WeightUpdate
+
+Numbered = tuple[str, Mapping[str, Any]]
+
+ADAPT_S = 1.0
+"""How often the servers' queues are looked at, where concurrency is adaptive."""
+
+ENGINE = (
+    *("tokens_generated", "prompt_tokens", "steps", "decode_s", "busy_s", "idle_s"),
+    *("running", "waiting", "aborted", "servers"),
+)
+"""What is recorded of the servers' own counters, summed over the servers, as engine/<name>."""
+
+
+class Session:
+    """See door.Rollouts for what its methods promise."""
+
+    def __init__(
+        self,
+        engine: ManagedEngine,
+        workflow: Workflow,
+        rows: Iterable[Numbered],
+        limits: Limits,
+        *,
+        keep: Callable[[Episode], bool] = lambda episode: True,
+        eval_workflow: Workflow | None = None,
+        eval_rows: Sequence[Numbered] = (),
+        status: Status | None = None,
+        transcripts: Transcripts | None = None,
+        waits: Waits | None = None,
+        stall_report: Path | None = None,
+        version: int = 0,
+    ) -> None:
+        self.engine, self.limits = engine, limits
+        self.waits = waits or Waits()
+        self.buffer = Buffer(
+            limits.batch_size,
+            limits.eta,
+            "wait" if limits.in_order else limits.late,
+            limits.max_running,
+            version,
+            on_dropped=self._on_dropped,
+        )
+        self._runner = Runner(
+            self.buffer, engine, workflow, iter(rows), keep, self._tell, limits, self.waits
+        )
+        self._eval_workflow, self._eval_rows = eval_workflow or workflow, eval_rows
+        self._status, self._transcripts = status, transcripts
+        self._stall_report = stall_report
+        self._failures = Failures()
+        self._timed: dict[str, float] = {}
+        self._batch: list[Episode] = []
+        self._batch_version = version
+        self._dropped: list[tuple[int, Episode]] = []
+        self._seen_tokens, self._seen_at = 0.0, 0.0
+        self._running: asyncio.Task[None] | None = None
+        self._adapting: asyncio.Task[None] | None = None
+        self._evaluations: set[asyncio.Task[Any]] = set()
+
+    async def wait_ready(self) -> None:
+        self._seen_at = asyncio.get_running_loop().time()
+        await self.engine.wait_ready(self.limits.setup_timeout_s)
+
+    async def next_batch(self) -> list[Episode]:
+        with self._timing("wait_batch"):
+            self._batch = await self._take()
+        self._batch_version = self.buffer.version
+        return self._batch
+
+    async def _take(self) -> list[Episode]:
+        if self.buffer.is_complete():
+            return await self.buffer.take()
+        return await watched(
+            self.buffer.take(),
+            waits=self.waits,
+            owner="rollouts",
+            what=f"a batch of {self.limits.batch_size} episodes",
+            stall_s=self.limits.stall_timeout_s,
+            progress=self._progress,
+            rescue=self._rescue,
+            report=self.report,
+        )
+
+    async def publish(self, update: WeightUpdate) -> float:
+        with self._timing("publish"):
+            if self.limits.in_order and self._running is not None:
+                await self.buffer.idle()
+                await asyncio.gather(*self._evaluations, return_exceptions=True)
+            difference = await self.engine.update_weights(update)
+        self.buffer.advance(update.version)
+        if self._running is None:
+            self._running = asyncio.create_task(self._runner.run(), name="runner")
+            if self.limits.adaptive:
+                self._adapting = asyncio.create_task(self._adapt(), name="concurrency")
+        self._timed["weights/canary_max_diff"] = difference
+        return difference
+
+    async def evaluate(self, version: int) -> dict[str, float]:
+        task = asyncio.create_task(self._evaluate(version), name=f"evaluation {version}")
+        self._evaluations.add(task)
+        task.add_done_callback(self._evaluations.discard)
+        return await task
+
+    @property
+    def counts(self) -> dict[str, float]:
+        counts = self.buffer.counts
+        names = ("admitted", "trained", "filtered", "failed", "dropped_stale")
+        return {
+            **{f"counts/{name}": float(counts[name]) for name in names},
+            **self._failures.counts,
+            "counts/in_flight": float(self.buffer.running),
+            "counts/buffered": float(len(self.buffer)),
+        }
+
+    async def stats(self) -> dict[str, float]:
+        dropped, self._dropped = self._dropped, []
+        stats = self.counts | self._timed
+        stats |= survivorship(self._batch, dropped, self._batch_version)
+        if self.buffer.max_running is not None:
+            stats["rollout/max_running"] = float(self.buffer.max_running)
+        metrics = await self.engine.server_metrics()
+        stats |= {f"engine/{key}": metrics[key] for key in ENGINE if key in metrics}
+        tokens = metrics.get("tokens_generated")
+        now = asyncio.get_running_loop().time()
+        if tokens is not None:
+            seconds = max(now - self._seen_at, 1e-9)
+            stats["rollout/tokens_per_s"] = (tokens - self._seen_tokens) / seconds
+            self._seen_tokens, self._seen_at = tokens, now
+        return stats
+
+    def tell_counts(self) -> None:
+        """The heartbeat of status.json."""
+        if self._status is not None:
+            counts = {key.partition("/")[2]: value for key, value in self.counts.items()}
+            self._status.beat(counts)
+
+    def report(self, sentence: str, tried: Sequence[str] = ()) -> str:
+        """Writes stall.txt; returns the end of the sentence that says where it is."""
+        oldest = self.waits.oldest()
+        owes = f"; {oldest.owner} owes {oldest.what}" if oldest else ""
+        if self._stall_report is None:
+            return owes
+        try:
+            tasks = asyncio.all_tasks()
+        except RuntimeError:  # called from another thread, because the loop does not turn
+            tasks = set()
+        text = describe(sentence, self.waits, self.counts, self.buffer.running_ids, tried, tasks)
+        try:
+            write_atomically(self._stall_report, text)
+        except OSError as error:
+            return f"{owes} (the report could not be written: {error})"
+        return f"{owes}; the report is {self._stall_report}"
+
+    async def aclose(self) -> None:
+        self.tell_counts()
+        await self.engine.aclose()
+
+    async def _adapt(self) -> None:
+        """As many episodes as the servers can use, found once a second."""
+        most = self.limits.max_running
+        flow = Concurrency(min(self.limits.batch_size, most or self.limits.batch_size), most)
+        while True:
+            self.buffer.limit(flow.limit)
+            await asyncio.sleep(ADAPT_S)
+            servers = await self.engine.server_metrics()
+            running, waiting, refused = (
+                servers.get(key, 0.0) for key in ("running", "waiting", "refused")
+            )
+            flow.look(self.buffer.running, running, waiting, refused)
+
+    async def _evaluate(self, version: int) -> dict[str, float]:
+        metrics = await evaluate(
+            self._eval_workflow,
+            self.engine,
+            self._eval_rows,
+            version,
+            self._tell,
+            self.limits,
+            self.waits,
+        )
+        failed = int(metrics["eval/valid/failed"])
+        if failed and self._status is not None:
+            self._status.alarm(
+                f"held-out rows failed and are in no mean: {failed} of {len(self._eval_rows)} "
+                f"at version {version} (transcripts.jsonl has each)"
+            )
+        return metrics
+
+    async def _progress(self) -> Hashable:
+        """Changes whenever an episode ends or a token is sampled."""
+        ended = self.buffer.counts["admitted"] - self.buffer.running
+        metrics = await self.engine.server_metrics()
+        return ended, metrics.get("tokens_generated")
+
+    async def _rescue(self) -> str:
+        count = await self.engine.redispatch()
+        return f"{count} request(s) under way were sent again, to another server where there is one"
+
+    def _tell(
+        self,
+        episode: Episode,
+        fate: Any,
+        error: ArealiteError | None = None,
+    ) -> None:
+        if isinstance(error, EpisodeError):
+            self._failures.add(episode.sample_id, error)
+            if self._status is not None:
+                self._status.set(errors=deepcopy(self._failures.by_kind))
+        if self._transcripts is not None:
+            self._transcripts.write(
+                episode.sample_id,
+                episode.version,
+                fate,
+                episode.trajectories,
+                query=dict(episode.row),
+                dataset="valid" if fate == "evaluated" else None,
+                error=error,
+            )
+
+    def _on_dropped(self, episode: Episode) -> None:
+        self._dropped.append((self.buffer.version, episode))
+        self._tell(episode, "dropped_stale")
+
+    @contextmanager
+    def _timing(self, name: str) -> Iterator[None]:
+        now = asyncio.get_running_loop().time
+        started = now()
+        yield
+        self._timed[f"time/{name}_s"] = now() - started

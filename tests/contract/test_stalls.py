@@ -1,0 +1,157 @@
+"""Nothing stands still in silence: a stall is tried to be mended, then ends in a report."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arealite.engines.scripted import Sample, ScriptedEngine
+from arealite.errors import ErrorBudgetSpent, Stall
+from arealite.rollout.limits import Limits
+from arealite.rollout.session import Session
+from arealite.simulate.clock import run_virtually
+from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.status import Status, read_status
+from arealite.types import ModelRequest, Probe, Trajectory, WeightUpdate
+
+UPDATE = WeightUpdate(0, "/v0", Probe((1, 2), (-1.0,), 0.1))
+
+
+def _rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((f"0:{i}", {"row": i}) for i in itertools.count())
+
+
+class Solo:
+    async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+        return [Trajectory.from_response(await engine.agenerate(ModelRequest([1, 2])), 1.0)]
+
+
+class Sleeps(Solo):
+    """Every third row takes an hour before it asks."""
+
+    async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+        if data["row"] % 3 == 0:
+            await asyncio.sleep(3600)
+        return await super().arun_episode(engine, data)
+
+
+def _first_batch(engine: Any, workflow: Any, limits: Limits, **options: Any) -> Any:
+    """(the first batch, the session) under a virtual clock: hours cost nothing."""
+
+    async def play() -> Any:
+        session = Session(engine, workflow, _rows(), limits, **options)
+        await session.wait_ready()
+        await session.publish(UPDATE)
+        return await session.next_batch(), session
+
+    return run_virtually(play())
+
+
+def test_a_request_that_hangs_is_sent_again_before_anybody_gives_up() -> None:
+    engine = ScriptedEngine(
+        lambda request, serial: Sample(outcome="hang" if serial == 1 else "answer", token_s=1.0)
+    )
+    batch, _ = _first_batch(engine, Solo(), Limits(2, 0, stall_timeout_s=600.0))
+    assert [episode.sample_id for episode in batch] == ["0:0", "0:1"]
+    assert engine.requests == 3
+
+
+def test_a_stall_ends_in_a_report_that_names_all(tmp_path: Path) -> None:
+    engine = ScriptedEngine(lambda request, serial: Sample(outcome="hang"))
+    report = tmp_path / "stall.txt"
+    with pytest.raises(Stall, match=r"nothing has moved for \d+\.\d s .*stall\.txt"):
+        _first_batch(engine, Solo(), Limits(2, 0), stall_report=report)
+    text = report.read_text()
+    for words in (
+        "rollouts did not deliver a batch of 2 episodes",
+        "workflow owes an episode",
+        "2 time(s)",
+        "2 request(s) under way were sent again",
+        "Rows under way (oldest first): 0:0, 0:1",
+        "2 task(s) wait at",
+        "in Solo.arun_episode",
+        "in ScriptedEngine.agenerate",
+        "thread MainThread is at",
+    ):
+        assert words in text, f"{words!r} is not in\n{text}"
+
+
+def test_slow_is_no_stall() -> None:
+    """Each episode takes most of the limit, one after the other: the batch takes far longer."""
+    engine = ScriptedEngine(lambda request, serial: Sample(length=1, first_s=500.0))
+    limits = Limits(8, 0, max_running=1, stall_timeout_s=600.0)
+    batch, _ = _first_batch(engine, Solo(), limits)
+    assert len(batch) == 8
+
+
+def test_tokens_are_movement_too() -> None:
+    """One episode of ten hours whose server goes on sampling."""
+
+    class Counts(ScriptedEngine):
+        async def server_metrics(self) -> Mapping[str, float]:
+            return {"tokens_generated": asyncio.get_running_loop().time()}
+
+    engine = Counts(lambda request, serial: Sample(length=1, first_s=36000.0))
+    batch, _ = _first_batch(engine, Solo(), Limits(1, 0, stall_timeout_s=600.0))
+    assert len(batch) == 1
+    assert engine.requests == 1
+
+
+def test_an_episode_that_takes_too_long_costs_itself(tmp_path: Path) -> None:
+    status = Status(RunFolder(tmp_path))
+    limits = Limits(4, 0, episode_timeout_s=60.0)
+    batch, session = _first_batch(ScriptedEngine(), Sleeps(), limits, status=status)
+    assert [episode.row["row"] for episode in batch] == [1, 2, 4, 5]
+    assert session.counts["counts/failed"] == session.counts["counts/failed/timeout"] == 2
+    status.flush()
+    kept = read_status(RunFolder(tmp_path))["errors"]["timeout"]
+    assert kept["count"] == 2
+    assert "row 0:0: workflow did not deliver an episode in" in kept["first"]
+    assert "EpisodeTimeout" in kept["traceback"]
+
+
+def test_errors_are_counted_by_kind_and_the_first_is_kept_whole() -> None:
+    class Fails(Solo):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+            if data["row"] % 3 == 1:
+                raise KeyError(f"column {data['row']}")
+            return await super().arun_episode(engine, data)
+
+    engine = ScriptedEngine(lambda r, serial: Sample(outcome="fail" if serial == 1 else "answer"))
+    _, session = _first_batch(engine, Fails(), Limits(4, 0))
+    failures = session._failures.by_kind
+    assert {kind: of["count"] for kind, of in failures.items()} == {"engine": 1, "workflow": 2}
+    assert "row 0:1" in failures["workflow"]["first"]
+    assert "raise KeyError" in failures["workflow"]["traceback"]
+    assert session.counts["counts/failed"] == 3
+
+
+def test_a_filter_that_lets_nothing_pass_ends_the_run() -> None:
+    with pytest.raises(ErrorBudgetSpent, match="the last 40 episodes were all filtered"):
+        _first_batch(ScriptedEngine(), Solo(), Limits(2, 0), keep=lambda episode: False)
+
+
+def test_a_filter_may_shrink_the_batch() -> None:
+    def odd(episode: Any) -> bool:
+        return bool(episode.row["row"] % 2)
+
+    batch, session = _first_batch(ScriptedEngine(), Solo(), Limits(4, 0, refill=False), keep=odd)
+    assert [episode.row["row"] for episode in batch] == [1, 3]
+    assert session.counts["counts/filtered"] == 2
+    assert session.counts["counts/admitted"] == 4
+
+
+def test_a_batch_of_nothing_is_followed_by_another() -> None:
+    """Its places are free again, or the run would stand still."""
+
+    def late(episode: Any) -> bool:
+        return bool(episode.row["row"] >= 9)
+
+    batch, session = _first_batch(ScriptedEngine(), Solo(), Limits(4, 0, refill=False), keep=late)
+    assert [episode.row["row"] for episode in batch] == [9, 10, 11]
+    assert session.counts["counts/admitted"] == 12

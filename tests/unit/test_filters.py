@@ -1,0 +1,75 @@
+"""Which episodes are trained, and how many run at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arealite.errors import ConfigError
+from arealite.rollout.concurrency import Concurrency
+from arealite.rollout.filters import keep_of
+from arealite.types import Episode, Trajectory
+
+
+def _episode(*samples: tuple[float, bool]) -> Episode:
+    return Episode(
+        "0:0",
+        0,
+        tuple(
+            Trajectory([1, 2], [0, 1], [0.0, -1.0], [-1, 0], reward, truncated=truncated)
+            for reward, truncated in samples
+        ),
+    )
+
+
+def test_nothing_is_filtered_unless_asked() -> None:
+    assert keep_of([])(_episode((0.0, True), (0.0, True)))
+
+
+def test_equal_rewards_teach_nothing() -> None:
+    keep = keep_of(["equal_rewards"])
+    assert not keep(_episode((0.1, False), (0.1, False)))
+    assert keep(_episode((0.1, False), (1.0, False)))
+
+
+def test_overlong_is_an_episode_without_a_complete_sample() -> None:
+    keep = keep_of(["overlong"])
+    assert not keep(_episode((0.0, True), (1.0, True)))
+    assert keep(_episode((0.0, True), (1.0, False)))
+
+
+def test_a_users_filter_is_one_of_several(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def should_accept(episode):\n    return episode.reward > 0.5\n")
+    keep = keep_of(["equal_rewards", f"{file}:should_accept"])
+    assert keep(_episode((0.5, False), (1.0, False)))
+    assert not keep(_episode((0.1, False), (0.2, False)))  # the user's says no
+    assert not keep(_episode((1.0, False), (1.0, False)))  # the shipped one says no
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("equal_reward", "'equal_reward' names no code"),
+        ("no.such:thing", "cannot be imported"),
+        ("math:pi", "is a float, not a function; a filter is called as should_accept"),
+        ("os:getcwd", "does not fit"),
+    ],
+)
+def test_a_filter_that_is_none_is_told(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        keep_of([name])
+
+
+def test_concurrency_grows_while_used_and_backs_off_from_a_queue() -> None:
+    flow = Concurrency(least=8, most=20)
+    assert flow.look(episodes=8, running=64, waiting=0, refused=0) == 10
+    assert flow.look(episodes=9, running=64, waiting=0, refused=0) == 10  # not all of it is used
+    assert flow.look(episodes=10, running=64, waiting=16, refused=0) == 12  # a short queue is good
+    assert flow.look(episodes=12, running=64, waiting=17, refused=0) == 9
+    assert flow.look(episodes=9, running=64, waiting=0, refused=1) == 8  # 429, and never below 8
+    assert flow.look(episodes=8, running=64, waiting=0, refused=1) == 10  # an old 429 is forgotten
+    for _ in range(9):
+        flow.look(episodes=99, running=64, waiting=0, refused=1)
+    assert flow.limit == 20
