@@ -1,0 +1,1 @@
+"""Asynchronous or not, and how stale: answers before the hours are spent."""

@@ -1,0 +1,71 @@
+"""How fast the parts of a run are: what the simulator has to be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from random import Random
+from typing import Any
+
+from arealite.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """All in seconds or tokens. The defaults are those of the Countdown demo on two CPU cores.
+
+    step_s, step_per_sample_s: one decode step of a server with n samples running takes
+        step_s + n * step_per_sample_s. prefill_per_token_s: for each token of a prompt, computed
+        once per group; a server decodes nothing meanwhile. prompt_tokens: of one prompt.
+    length_mean, length_sigma: completion lengths are log-normal with this mean; sigma is that of
+        the logarithm. long_share, long_factor: this share of the episodes is so many times longer.
+    groups: measured completion lengths, one sequence per episode; where they are given they are
+        drawn from, and the log-normal distribution is not used.
+    reward_s: scoring one sample. train_per_sample_s: trainer's time per trained sample, all that
+        is not waiting or publishing. train_s: the same per version, whatever the batch.
+    publish_s: engines stand still so long for new weights. failed: share of episodes that fail.
+    """
+
+    step_s: float = 1.5e-3
+    step_per_sample_s: float = 7e-5
+    prefill_per_token_s: float = 6e-6
+    prompt_tokens: int = 15
+    length_mean: float = 22.0
+    length_sigma: float = 0.25
+    long_share: float = 0.0
+    long_factor: float = 1.0
+    groups: Sequence[Sequence[int]] = ()
+    reward_s: float = 0.0
+    train_s: float = 0.0
+    train_per_sample_s: float = 2.6e-3
+    publish_s: float = 0.025
+    failed: float = 0.0
+
+    def lengths(self, chance: Random, n: int, most: int, is_long: bool) -> list[int]:
+        """Completion lengths of one episode's n samples, each from 1 to `most`."""
+        factor = self.long_factor if is_long else 1.0
+        if self.groups:
+            group = chance.choice(self.groups)
+            drawn = [float(group[i % len(group)]) for i in range(n)]
+        else:
+            location = math.log(self.length_mean) - self.length_sigma**2 / 2
+            drawn = [chance.lognormvariate(location, self.length_sigma) for _ in range(n)]
+        return [max(1, min(round(factor * length), most)) for length in drawn]
+
+    def changed(self, given: Sequence[str]) -> Speeds:
+        """With `name=value` texts applied. Raises ConfigError."""
+        changes: dict[str, Any] = {}
+        known = [f.name for f in fields(self) if f.name != "groups"]
+        for text in given:
+            name, _, value = text.partition("=")
+            if name not in known:
+                raise ConfigError(f"--set {text}: there is no such speed; there are {known}")
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if not 0 <= number < math.inf:
+                raise ConfigError(f"--set {text}: {value!r} must be a number from 0 up")
+            changes[name] = int(number) if name == "prompt_tokens" else number
+        return replace(self, **changes)
