@@ -1,16 +1,12 @@
 """The main job in small, through the real launcher, engine server and trainer."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import CONFIG, COUNTDOWN, small_folder, start
 
-ROOT = Path(__file__).resolve().parents[2]
-COUNTDOWN = ROOT / "examples" / "countdown"
 SMALL = [
     "train_dataset.batch_size=8",
     "gconfig.n_samples=4",
@@ -21,39 +17,14 @@ SMALL = [
 ]
 
 
-def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment,
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which data and the warm-up model are small and already there."""
-    folder = tmp_path_factory.mktemp("run")
-    data = "--out data/countdown/tiny --prompt short --sizes 3 --weights 1 --max-number 12"
-    data += " --max-target 50 --train 300 --test 20 --demos 2000"
-    for command in (
-        [str(COUNTDOWN / "countdown.py"), *data.split()],
-        ["-m", "arealite.launch", "--config", str(COUNTDOWN / "warmup.yaml"),
-         "total_train_steps=30"],
-    ):  # fmt: skip
-        done = run(command, folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-    # Of any text some score differs: a model this raw would earn the same for every answer.
-    reward = (
-        "def compute_score(solution_str, ground_truth):\n    return len(solution_str) % 7 / 7\n"
-    )
-    (folder / "reward.py").write_text(reward)
-    return folder
+    return small_folder(tmp_path_factory.mktemp("run"))
 
 
 def launch(folder: Path, *overrides: str) -> tuple[str, list[dict[str, Any]]]:
     """Runs the demo's configuration; returns what it printed and its metrics by line."""
-    config = ["-m", "arealite.launch", "--config", str(COUNTDOWN / "cpu.yaml")]
-    done = run([*config, *SMALL, *overrides], folder)
+    done = start(["-m", "arealite.launch", "--config", CONFIG, *SMALL, *overrides], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     name = next((o.split("=")[1] for o in overrides if o.startswith("trial_name=")), "seed1")
     lines = (folder / "runs/countdown-cpu" / name / "metrics.jsonl").read_text().splitlines()
@@ -132,8 +103,8 @@ def test_staleness_0_trains_on_the_policys_own_tokens(folder: Path) -> None:
 
 def test_the_seeds_script_trains_too(folder: Path) -> None:
     workflow = f"rollout.workflow={COUNTDOWN / 'train.py'}:CountDownWorkflow"
-    config = [str(COUNTDOWN / "train.py"), "--config", str(COUNTDOWN / "cpu.yaml")]
-    done = run([*config, *SMALL, workflow, "trial_name=script", "total_train_steps=2"], folder)
+    config = [str(COUNTDOWN / "train.py"), "--config", CONFIG]
+    done = start([*config, *SMALL, workflow, "trial_name=script", "total_train_steps=2"], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     status = json.loads((folder / "runs/countdown-cpu/script/status.json").read_text())
     assert (status["phase"], status["version"]) == ("done", 2)
