@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,8 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         request_timeout_s=config.rollout.request_timeout_s,
         request_retries=config.rollout.request_retries,
         update_mode=config.rollout.update_mode,
+        decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
+        alarm=run.status.alarm,
     )
     held_out: list[tuple[str, Mapping[str, Any]]] = []
     if config.valid_dataset.path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 StopReason = Literal["stop", "length"]
+VersionsFrom = Literal["server", "client"]
 
 NOT_SAMPLED = -1
 """The version of a token that no policy sampled: the prompt, a tool's output."""
@@ -35,7 +36,9 @@ class GenerationHyperparameters:
     top_p: float = field(default=1.0, metadata={"help": "nucleus: smallest mass kept, 1 is all"})
     top_k: int = field(default=-1, metadata={"help": "how many tokens are kept, -1 is all"})
     stop_token_ids: tuple[int, ...] = field(default=(), metadata={"help": "ids that end it"})
-    stop: tuple[str, ...] = field(default=(), metadata={"help": "strings that end it"})
+    stop: tuple[str, ...] = field(
+        default=(), metadata={"help": "strings that end it, at the token that completes one"}
+    )
     seed: int | None = field(default=None, metadata={"help": "fixes the samples of one request"})
 
     def __post_init__(self) -> None:
@@ -79,7 +82,9 @@ class ModelResponse:
 
     output_logprobs: log pi_v(token | prefix) under the sampling temperature actually used, in
         nats, before any top-p or top-k cut.
-    output_versions: v, the policy version that sampled the token, stamped by the server.
+    output_versions: v, the policy version that sampled the token.
+    versions_from: the server stamped them; or it told too little, and the client stamped the
+        version that was verified before the tokens' request: they are no older than that.
     """
 
     input_tokens: Sequence[int]
@@ -87,6 +92,7 @@ class ModelResponse:
     output_logprobs: Sequence[float]
     output_versions: Sequence[int]
     stop_reason: StopReason
+    versions_from: VersionsFrom = "server"
 
     @property
     def input_len(self) -> int:

@@ -128,11 +128,6 @@ def _sampling(config: Config) -> Iterator[Broken]:
 
 
 def _engine(config: Config) -> Iterator[Broken]:
-    if config.gconfig.stop and config.rollout.backend == "embedded":
-        yield (
-            "gconfig.stop",
-            "the embedded server stops at token ids only; use gconfig.stop_token_ids",
-        )
     if config.gconfig.greedy:
         yield (
             "gconfig.greedy",

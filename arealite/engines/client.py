@@ -1,72 +1,69 @@
 """The engine as a workflow sees it: one object in front of all inference servers.
 
-- Requests for the same prompt that are made in the same turn of the event loop travel as one
-  (`n` samples): a group costs one HTTP exchange, and its prompt is prefilled once.
+- A request that is made n times in one turn of the event loop travels as one with n samples: a
+  group costs one HTTP exchange, and its prompt is prefilled once. Requests with names (`rid`) of
+  their own stay apart: each is answered as soon as it is done, and may be cancelled alone.
 - An aborted sample is sent again with the tokens it already has; workflows never see an abort.
-- A failed request is retried, on another server where there is one, with a pause that doubles.
-- A busy server (429) is no failure: the request waits for it, or goes to one that is free.
+- Nobody waits any more: the request is taken back, and the server stops working on it.
+- A failed or refused attempt: see http.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import math
-from collections import Counter, defaultdict
+import uuid
+from asyncio import sleep
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import aiohttp
-
 from arealite.engines import sglang
+from arealite.engines.http import Server, Transport, pause_s
 from arealite.engines.sglang import Part
+from arealite.engines.stops import Decode, first_end
 from arealite.errors import EngineError, EnginesExhausted
 from arealite.telemetry.waits import Waits, waited
-from arealite.types import ModelRequest, ModelResponse, Probe, WeightUpdate
+from arealite.types import (
+    GenerationHyperparameters,
+    ModelRequest,
+    ModelResponse,
+    Probe,
+    WeightUpdate,
+)
 
 T = TypeVar("T")
 
 MAX_ABORTS = 64
 """A sample that is aborted more often than this is given up: weights change far less often."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
-
-class _Refused(EngineError):
-    """A server answered 4xx: the request itself is wrong, and would be so everywhere."""
-
-
-class _Busy(EngineError):
-    """A server answered 429. retry_after_s: how long it asks to be left alone, if it says so."""
-
-    retry_after_s: float | None = None
-
-
-@dataclass
-class Server:
-    """One inference server and how many samples it owes us."""
-
-    address: str
-    running: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}"
-
-
-@dataclass
-class _Pending:
-    """Requests of one prompt that wait for the end of this turn of the loop."""
+@dataclass(eq=False)
+class _Group:
+    """One request and all who wait for a sample of it, in the order in which they came."""
 
     request: ModelRequest
     futures: list[asyncio.Future[Part]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def deserted(self) -> bool:
+        return all(future.cancelled() for future in self.futures)
+
+    def look(self, _: object) -> None:
+        """One of them has an end: when all have left, the exchange ends too."""
+        if self.task is not None and self.deserted:
+            self.task.cancel()
 
 
 class RemoteEngine:
-    """A `ManagedEngine` over servers that speak SGLang's protocol."""
+    """A `ManagedEngine` over servers that speak SGLang's protocol.
+
+    decode: the tokenizer's, needed only to find stop strings across an interruption. alarm: is
+    told, once, when versions have to be stamped here.
+    """
 
     def __init__(
         self,
@@ -75,18 +72,20 @@ class RemoteEngine:
         request_timeout_s: float = 600.0,
         request_retries: int = 3,
         update_mode: str = "retract",
+        decode: Decode | None = None,
+        alarm: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         if not addresses:
             raise EnginesExhausted("there is no inference server; give at least one address")
         self.servers = [Server(address) for address in addresses]
         self._waits = waits
-        self._timeout_s, self._retries = request_timeout_s, request_retries
+        self._transport = Transport(waits, request_timeout_s, request_retries)
         self._update_mode = update_mode
-        self._pending: dict[Any, _Pending] = {}
+        self._decode, self._alarm = decode, alarm
+        self._stamped = 0
+        self._groups: dict[Any, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._serial = itertools.count()
-        self._session: aiohttp.ClientSession | None = None
-        self._closed = False
+        self._mark, self._serial = f"{uuid.uuid4().hex[:8]}-", itertools.count()
 
     # --- what workflows call
 
@@ -97,115 +96,120 @@ class RemoteEngine:
                 "agenerate returns one sample: call it n times (asyncio.gather) with "
                 "gconfig.new(n_samples=1)"
             )
-        prompt = list(request.input_ids)
-        part = await self._join(request)
-        tokens, logprobs, versions = part.tokens, part.logprobs, part.versions
-        aborts = itertools.count(1)
-        while part.finish == "abort" and len(tokens) < request.gconfig.max_new_tokens:
-            if (count := next(aborts)) > MAX_ABORTS:
+        index, part = await self._join(request)
+        sample = part
+        for count in itertools.count(1):
+            done = len(sample.tokens)
+            if sample.finish != "abort" or done >= request.gconfig.max_new_tokens:
+                break
+            if count > MAX_ABORTS:
                 raise EngineError(f"a sample was aborted {MAX_ABORTS} times")
             if not part.tokens:  # nothing gained: do not ask again in a hot loop
-                await asyncio.sleep(_pause(count))
-            body = sglang.generate_body(
-                prompt + tokens, request.gconfig, request.rid, 1, done=len(tokens)
-            )
-            part = (await self._generate(body, 1))[0]
-            tokens, logprobs = tokens + part.tokens, logprobs + part.logprobs
-            versions = versions + part.versions
-        if not tokens:
+                await sleep(pause_s(count))
+            prompt = [*request.input_ids, *sample.tokens]
+            body = sglang.generate_body(prompt, request.gconfig, request.rid, 1, done, index)
+            [part] = await self._generate(body)
+            sample = self._joined(sample, part, request.gconfig)
+        if not sample.tokens:
             raise EngineError("the server answered an empty sample")
-        stop = "stop" if part.finish == "stop" else "length"
-        return ModelResponse(prompt, tokens, logprobs, versions, stop)  # type: ignore[arg-type]
+        return ModelResponse(
+            list(request.input_ids),
+            sample.tokens,
+            sample.logprobs,
+            sample.versions,
+            "stop" if sample.finish == "stop" else "length",
+            sample.versions_from,
+        )
 
-    async def _join(self, request: ModelRequest) -> Part:
+    def _joined(self, before: Part, after: Part, gconfig: GenerationHyperparameters) -> Part:
+        """Both parts of an interrupted sample; a stop string across the seam ends it there.
+
+        The server that went on has seen no text before its own.
+        """
+        sample = before.then(after)
+        if not (gconfig.stop and before.tokens and after.tokens):
+            return sample
+        if self._decode is None:
+            raise EngineError(
+                "a sample with stop strings was interrupted, and without a tokenizer nobody can "
+                "tell where it ends: give RemoteEngine decode=tokenizer.decode, or use "
+                "gconfig.stop_token_ids"
+            )
+        end = first_end(sample.tokens, gconfig.stop, self._decode)
+        return sample if end is None else sample.cut(end)
+
+    async def _join(self, request: ModelRequest) -> tuple[int, Part]:
+        """Which sample of its group this one is, and its first part."""
         loop = asyncio.get_running_loop()
-        key = (tuple(request.input_ids), request.gconfig)
-        pending = self._pending.get(key)
-        if pending is None:
-            pending = self._pending[key] = _Pending(request)
+        key = (request.rid, tuple(request.input_ids), request.gconfig)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(request)
             loop.call_soon(self._flush, key)
         future: asyncio.Future[Part] = loop.create_future()
-        pending.futures.append(future)
-        return await future
+        future.add_done_callback(group.look)
+        index = len(group.futures)
+        group.futures.append(future)
+        return index, await future
 
     def _flush(self, key: Any) -> None:
-        pending = self._pending.pop(key, None)
-        if pending is None:  # closed in the same turn
+        group = self._groups.pop(key, None)
+        if group is None or group.deserted:  # closed, or left, in the same turn
             return
-        task = asyncio.get_running_loop().create_task(self._send(pending))
-        self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        group.task = asyncio.get_running_loop().create_task(self._send(group))
+        self._tasks.add(group.task)  # the loop itself keeps only weak references
+        group.task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, pending: _Pending) -> None:
-        n = len(pending.futures)
-        request = pending.request
-        body = sglang.generate_body(request.input_ids, request.gconfig, request.rid, n)
+    async def _send(self, group: _Group) -> None:
+        request = group.request
+        body = sglang.generate_body(
+            request.input_ids, request.gconfig, request.rid, len(group.futures)
+        )
         try:
-            parts = await self._generate(body, n)
+            parts = await self._generate(body)
         except asyncio.CancelledError:  # the engine is closed: nobody may wait for ever
-            for future in pending.futures:
+            for future in group.futures:
                 future.cancel()
             raise
         except Exception as error:  # handed to those who wait, whatever it is
-            for future in pending.futures:
+            for future in group.futures:
                 if not future.done():
                     future.set_exception(error)
             return
-        for future, part in zip(pending.futures, parts, strict=True):
+        for future, part in zip(group.futures, parts, strict=True):
             if not future.done():
                 future.set_result(part)
 
-    async def _generate(self, body: dict[str, Any], n: int) -> list[Part]:
-        return await self._exchange(self.servers, body, n, partial(sglang.parse_generate, n=n))
+    async def _generate(self, body: Mapping[str, Any]) -> list[Part]:
+        n = body["sampling_params"]["n"]
+        return await self._transport.exchange(self.servers, n, partial(self._attempt, body))
 
-    async def _exchange(
-        self,
-        servers: Sequence[Server],
-        body: Mapping[str, Any],
-        n: int,
-        parse: Callable[[Any], T],
-    ) -> T:
-        """One good answer to POST /generate, from the server that failed least and owes least.
+    async def _attempt(self, body: Mapping[str, Any], server: Server) -> list[Part]:
+        """One POST /generate, and its reply checked against what this server can answer."""
+        sent = {**body, "rid": self._name(body["rid"])}
+        floor, is_managed = server.floor, server.ceiling is not None
+        reply = await self._transport.post(server, "/generate", sent)
+        try:
+            parts = sglang.parse_generate(reply, sent, self._mark, floor if is_managed else None)
+            for part in parts:
+                server.check(part.versions, floor)
+        except EngineError as error:
+            raise EngineError(f"server {server.address}: {error}") from None
+        self._count_stamped(server, parts)
+        return parts
 
-        Raises EngineError after `request_retries` failures beyond the first, or when servers were
-        busy until request_timeout_s had passed in all.
-        """
-        now = asyncio.get_running_loop().time
-        deadline = now() + self._timeout_s
-        failures: Counter[str] = Counter()
-        busy: Counter[str] = Counter()
-        not_before: defaultdict[str, float] = defaultdict(float)  # loop time, per busy server
-        rest = 0.0
-        while True:
-            wait = {s.address: max(0.0, not_before[s.address] - now()) for s in servers}
-            server = min(servers, key=partial(_burden, failures=failures, wait=wait))
-            await asyncio.sleep(max(rest, wait[server.address]))
-            # A rid is never used twice: the first request of this name may still run somewhere.
-            sent = {**body, "rid": f"{body.get('rid', 'probe')}-{next(self._serial)}"}
-            server.running += n
-            try:
-                reply = await self._post(server, "/generate", sent, self._timeout_s)
-                try:
-                    return parse(reply)
-                except EngineError as error:
-                    raise EngineError(f"server {server.address}: {error}") from None
-            except _Busy as error:
-                rest = 0.0
-                busy[server.address] += 1
-                asked = error.retry_after_s
-                pause = _pause(busy[server.address] - 1) if asked is None else asked
-                not_before[server.address] = now() + pause
-                if not_before[server.address] >= deadline:
-                    raise EngineError(
-                        f"no server was free within {self._timeout_s:g} s: {error}"
-                    ) from None
-            except EngineError as error:
-                failures[server.address] += 1
-                if isinstance(error, _Refused) or failures.total() > self._retries:
-                    raise
-                rest = _pause(failures.total() - 1)
-            finally:
-                server.running -= n
+    def _name(self, rid: str) -> str:
+        """Never used twice: the first request of a name may still run somewhere."""
+        return f"{self._mark}{rid}-{next(self._serial)}"
+
+    def _count_stamped(self, server: Server, parts: Iterable[Part]) -> None:
+        tokens = sum(len(part.tokens) for part in parts if part.versions_from == "client")
+        if tokens and not self._stamped:
+            self._alarm(
+                f"server {server.address} does not say which version sampled each token: they "
+                "count as of the version verified before their request, the oldest possible"
+            )
+        self._stamped += tokens
 
     # --- what the door calls
 
@@ -215,10 +219,10 @@ class RemoteEngine:
         async def ready(server: Server) -> None:
             while True:
                 try:
-                    await self._request("GET", server, "/get_model_info", None, 5.0)
+                    await self._transport.get(server, "/get_model_info", 5.0)
                     return
                 except EngineError:
-                    await asyncio.sleep(0.1)
+                    await sleep(0.1)
 
         await _together(
             waited(
@@ -241,6 +245,7 @@ class RemoteEngine:
         return max(await _together(self._update(s, update) for s in self.servers))
 
     async def _update(self, server: Server, update: WeightUpdate) -> float:
+        post = self._transport.post
         load = {
             "model_path": update.path,
             "weight_version": str(update.version),
@@ -248,98 +253,67 @@ class RemoteEngine:
             "flush_cache": self._update_mode == "retract",
         }
         try:
-            await self._post(server, "/pause_generation", {"mode": self._update_mode})
-            reply = await self._post(server, "/update_weights_from_disk", load)
+            await post(server, "/pause_generation", {"mode": self._update_mode})
+            server.loading(update.version)
+            reply = await post(server, "/update_weights_from_disk", load)
             told = reply if isinstance(reply, Mapping) else {}
             if not told.get("success"):
                 raise EngineError(str(told.get("message", "it gave no reason")))
-            await self._post(server, "/continue_generation", {})
-            probe = sglang.probe_body(update.probe.input_ids)
-            answered = await self._exchange([server], probe, 1, sglang.parse_probe)
-            return self._verify(server, update, answered)
+            await post(server, "/continue_generation", {})
+            ask = partial(self._probe, update)
+            answered = await self._transport.exchange([server], 1, ask)
+            worst = _verify(server, update, answered)
         except EngineError as error:
             raise EnginesExhausted(
                 f"server {server.address} did not take weights version {update.version}: {error}"
             ) from None
-
-    def _verify(self, server: Server, update: WeightUpdate, answered: list[float]) -> float:
-        worst = _difference(update.probe, answered)
-        if not worst <= update.probe.tolerance:  # also when it is NaN
-            raise EnginesExhausted(
-                f"server {server.address} computes other log-probabilities than the trainer after "
-                f"weights version {update.version}: they differ by {worst:.3g}, at most "
-                f"{update.probe.tolerance:.3g} is allowed"
-            )
+        server.verified(update.version)
         return worst
 
+    async def _probe(self, update: WeightUpdate, server: Server) -> list[float]:
+        body = sglang.probe_body(update.probe.input_ids, self._name("probe"))
+        reply = await self._transport.post(server, "/generate", body)
+        return sglang.parse_probe(reply, body, self._mark, update.version)
+
     async def server_metrics(self) -> Mapping[str, float]:
-        """The servers' counters, summed; empty for a server that has none."""
+        """The servers' counters, summed; empty for a server that has none.
+
+        versions_stamped_by_client: tokens whose version no server told, if there were any.
+        """
         total: dict[str, float] = {}
         for server in self.servers:
             try:
-                info = await self._request("GET", server, "/get_server_info", None, 10.0)
+                info = await self._transport.get(server, "/get_server_info", 10.0)
             except EngineError:
                 continue
             for key, value in info.items() if isinstance(info, Mapping) else ():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     total[key] = total.get(key, 0.0) + value
+        if self._stamped:
+            total["versions_stamped_by_client"] = float(self._stamped)
         return total
 
     async def aclose(self) -> None:
-        self._closed = True
-        for pending in self._pending.values():
-            for future in pending.futures:
+        self._transport.closed = True
+        for group in self._groups.values():
+            for future in group.futures:
                 future.cancel()
-        self._pending.clear()
+        self._groups.clear()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    # --- the wire
-
-    async def _post(
-        self, server: Server, path: str, body: Mapping[str, Any], deadline_s: float | None = None
-    ) -> Any:
-        return await self._request("POST", server, path, body, deadline_s or self._timeout_s)
-
-    async def _request(
-        self, method: str, server: Server, path: str, body: Any, deadline_s: float
-    ) -> Any:
-        if self._closed:
-            raise EngineError("the client is closed")
-        if self._session is None:  # made here: a session belongs to the running loop
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        timeout = aiohttp.ClientTimeout(total=deadline_s)
-        what = f"{method} {path}"
-        try:
-            with self._waits.on(f"server {server.address}", what, deadline_s):
-                async with self._session.request(
-                    method, server.url + path, json=body, timeout=timeout
-                ) as reply:
-                    if reply.status != 200:
-                        raise await _refusal(server, what, reply)
-                    return _json(await reply.text())
-        except TimeoutError:
-            raise EngineError(
-                f"server {server.address} did not answer {what} within {deadline_s:g} s"
-            ) from None
-        except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise EngineError(f"server {server.address}: {what}: {error!r}") from None
+        await self._transport.aclose()
 
 
-def _burden(
-    server: Server, failures: Mapping[str, int], wait: Mapping[str, float]
-) -> tuple[int, float, int]:
-    """What speaks against a server: the request goes to the one with least."""
-    return failures[server.address], wait[server.address], server.running
-
-
-def _pause(count: int) -> float:
-    """Seconds before the next try: doubling from the first pause to the longest."""
-    return min(FIRST_PAUSE_S * 2.0 ** min(count, 32), LONGEST_PAUSE_S)
+def _verify(server: Server, update: WeightUpdate, answered: Sequence[float]) -> float:
+    worst = _difference(update.probe, answered)
+    if not worst <= update.probe.tolerance:  # also when it is NaN
+        raise EnginesExhausted(
+            f"server {server.address} computes other log-probabilities than the trainer after "
+            f"weights version {update.version}: they differ by {worst:.3g}, at most "
+            f"{update.probe.tolerance:.3g} is allowed"
+        )
+    return worst
 
 
 async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -351,43 +325,6 @@ async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{error}; it answered {text[:100]!r}") from None
-
-
-async def _refusal(server: Server, what: str, reply: aiohttp.ClientResponse) -> EngineError:
-    """The error for an answer other than 200."""
-    wrong = 400 <= reply.status < 500 and reply.status not in (404, 408)
-    kind = _Busy if reply.status == 429 else _Refused if wrong else EngineError
-    error = kind(
-        f"server {server.address} answered {reply.status} to {what}: {await _message(reply)}"
-    )
-    if isinstance(error, _Busy):
-        try:  # seconds; the other form that HTTP allows, a date, is ignored
-            seconds = float(reply.headers.get("Retry-After", ""))
-            error.retry_after_s = seconds if seconds >= 0 else None
-        except ValueError:
-            pass
-    return error
-
-
-async def _message(reply: aiohttp.ClientResponse) -> str:
-    """The server's own words, from the shapes that servers use."""
-    text = (await reply.text(errors="replace"))[:500]
-    try:
-        body = await reply.json(content_type=None)
-    except ValueError:
-        return text
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        if isinstance(error, dict):
-            return str(error.get("message", text))
-    return text
 
 
 def _difference(probe: Probe, answered: Sequence[float]) -> float:

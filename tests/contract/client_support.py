@@ -36,8 +36,8 @@ def sample(tokens: Sequence[int], finish: str = "stop", version: Any = 0, **meta
 
 
 def probed(*logprobs: Any) -> Any:
-    """A reply to the probe."""
-    entries = [[None, 1, None], *([value, 1, None] for value in logprobs)]
+    """A reply to a probe of the tokens 1, 2, 3, ..."""
+    entries = [[value, token, None] for token, value in enumerate([None, *logprobs], 1)]
     return {"meta_info": {"input_token_logprobs": entries}}
 
 
@@ -117,8 +117,9 @@ async def _good(request: web.Request, body: Any) -> web.StreamResponse:
     if request.path == "/generate" and "logprob_start_len" in body:
         return web.json_response(probed(*PROBE.logprobs))
     if request.path == "/generate":
-        n = body["sampling_params"]["n"]
-        samples = [sample([10 + index]) for index in range(n)]
+        n, told = body["sampling_params"]["n"], {"prompt_tokens": len(body["input_ids"])}
+        names = [body["rid"]] if n == 1 else [f"{body['rid']}-{index}" for index in range(n)]
+        samples = [sample([10 + i], id=name, **told) for i, name in enumerate(names)]
         return web.json_response(samples if n > 1 else samples[0])
     return web.json_response({"success": True, "message": ""})
 

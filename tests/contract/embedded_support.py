@@ -14,7 +14,14 @@ from typing import Any
 
 import aiohttp
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 VOCAB, CONTEXT = 199, 2048
 SIZES: dict[str, Any] = {
@@ -133,3 +140,16 @@ def reported(reply: dict[str, Any]) -> Any:
 def worst(reply: dict[str, Any], model: Any, prompt: list[int], temperature: float = 1.0) -> float:
     wanted = logprobs_of(model, prompt, reply["output_ids"], temperature)
     return float((reported(reply) - wanted).abs().max())
+
+
+def text_of(token: int) -> str:
+    """Two characters; the last of one token and the first of the next make a stop string."""
+    return chr(ord("a") + token % 26) + chr(ord("A") + token // 26)
+
+
+def add_tokenizer(folder: Path) -> None:
+    """Gives a model folder a tokenizer whose tokens say text_of."""
+    vocabulary = {text_of(token): token for token in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="aA"))
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,14 +24,14 @@ from client_support import (
     says,
 )
 
-from arealite.engines import client
+from arealite.engines import client, http
 from arealite.errors import EngineError, EnginesExhausted
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
 
 
 # --- coalescing
@@ -38,8 +39,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_prompt_in_one_turn_is_one_request() -> None:
     async def test(server: FakeServer, _: FakeServer) -> None:
+        shared = ask(1, 2)
         async with client_of(server) as engine:
-            responses = await asyncio.gather(*[engine.agenerate(ask(1, 2)) for _ in range(8)])
+            responses = await asyncio.gather(*[engine.agenerate(shared) for _ in range(8)])
         (body,) = server.bodies()
         assert body["input_ids"] == [1, 2]
         assert body["sampling_params"]["n"] == 8
@@ -50,12 +52,13 @@ def test_one_prompt_in_one_turn_is_one_request() -> None:
     run(test)
 
 
-def test_other_prompts_and_other_sampling_are_not_merged() -> None:
+def test_other_prompts_sampling_and_names_are_not_merged() -> None:
     async def test(server: FakeServer, _: FakeServer) -> None:
-        asked = [ask(1, 2), ask(1, 3), ask(1, 2, temperature=0.5), ask(1, 2), ask(1, 2, seed=4)]
+        first = ask(1, 2)
+        changed = [replace(first, input_ids=(1, 3)), replace(first, gconfig=ask(seed=4).gconfig)]
         async with client_of(server) as engine:
-            await asyncio.gather(*map(engine.agenerate, asked))
-            await engine.agenerate(ask(1, 2))  # a later turn is a request of its own
+            await asyncio.gather(*map(engine.agenerate, [first, *changed, first, ask(1, 2)]))
+            await engine.agenerate(first)  # a later turn is a request of its own
         counts = [body["sampling_params"]["n"] for body in server.bodies()]
         assert sorted(counts) == [1, 1, 1, 1, 2]
         rids = [body["rid"] for body in server.bodies()]
@@ -68,7 +71,8 @@ def test_an_error_reaches_every_caller_of_the_group() -> None:
     async def test(server: FakeServer, _: FakeServer) -> None:
         server.always["/generate"] = says({"error": {"message": "no such token"}}, 400)
         async with client_of(server, request_retries=1) as engine:
-            calls = [engine.agenerate(ask()) for _ in range(8)]
+            shared = ask()
+            calls = [engine.agenerate(shared) for _ in range(8)]
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(r, EngineError) and "no such token" in str(r) for r in results)
         assert len(server.bodies()) == 1, "a request that is wrong is not sent again"
@@ -79,7 +83,8 @@ def test_an_error_reaches_every_caller_of_the_group() -> None:
 def test_a_caller_that_is_cancelled_disturbs_no_other() -> None:
     async def test(server: FakeServer, _: FakeServer) -> None:
         async with client_of(server) as engine:
-            calls = [asyncio.create_task(engine.agenerate(ask())) for _ in range(3)]
+            shared = ask()
+            calls = [asyncio.create_task(engine.agenerate(shared)) for _ in range(3)]
             await asyncio.sleep(0)
             calls[1].cancel()
             first, second, third = await asyncio.gather(*calls, return_exceptions=True)
@@ -95,7 +100,8 @@ def test_the_server_that_owes_least_is_asked() -> None:
     async def test(first: FakeServer, second: FakeServer) -> None:
         first.next["/generate"].append(hangs)
         async with client_of(first, second) as engine:
-            hanging = [asyncio.create_task(engine.agenerate(ask(1))) for _ in range(4)]
+            shared = ask(1)
+            hanging = [asyncio.create_task(engine.agenerate(shared)) for _ in range(4)]
             while not first.open:
                 await asyncio.sleep(0.001)
             for _ in range(3):
@@ -116,76 +122,6 @@ def test_agenerate_is_one_sample_and_needs_a_server() -> None:
         assert server.asked == []
         with pytest.raises(EnginesExhausted, match="at least one address"):
             client.RemoteEngine([], None)  # type: ignore[arg-type]
-
-    run(test)
-
-
-# --- aborts
-
-
-def test_an_aborted_sample_goes_on_from_its_tokens() -> None:
-    async def test(server: FakeServer, _: FakeServer) -> None:
-        spans = [{"version": "0", "start": 0, "end": 1}, {"version": "1", "start": 1, "end": 3}]
-        server.next["/generate"] += [
-            says(sample([4, 5, 6], "abort", weight_versions=spans)),
-            says(sample([7], "abort", version=1)),
-            says(sample([8, 9], "stop", version=2)),
-        ]
-        async with client_of(server) as engine:
-            response = await engine.agenerate(ask(1, 2, max_new_tokens=8, min_new_tokens=4))
-        first, second, third = server.bodies()
-        assert second["input_ids"] == [1, 2, 4, 5, 6]
-        assert third["input_ids"] == [1, 2, 4, 5, 6, 7]
-        limits = [
-            (b["sampling_params"]["max_new_tokens"], b["sampling_params"]["min_new_tokens"])
-            for b in (first, second, third)
-        ]
-        assert limits == [(8, 4), (5, 1), (4, 0)]
-        assert response.input_tokens == [1, 2]
-        assert response.output_tokens == [4, 5, 6, 7, 8, 9]
-        assert response.output_logprobs == pytest.approx([-0.4, -0.5, -0.6, -0.7, -0.8, -0.9])
-        assert response.output_versions == [0, 1, 1, 1, 2, 2]
-        assert response.stop_reason == "stop"
-
-    run(test)
-
-
-def test_the_samples_of_an_aborted_group_go_on_alone_and_under_names_of_their_own() -> None:
-    async def test(server: FakeServer, _: FakeServer) -> None:
-        server.next["/generate"].append(says([sample([t], "abort") for t in (4, 5, 6)]))
-        shared = ask(1)
-        async with client_of(server) as engine:
-            responses = await asyncio.gather(*[engine.agenerate(shared) for _ in range(3)])
-        assert sorted(b["input_ids"] for b in server.bodies()[1:]) == [[1, 4], [1, 5], [1, 6]]
-        assert [r.output_tokens for r in responses] == [[4, 10], [5, 10], [6, 10]]
-        rids = [body["rid"] for body in server.bodies()]
-        assert len(set(rids)) == 4
-
-    run(test)
-
-
-def test_a_sample_aborted_at_its_last_token_is_complete() -> None:
-    async def test(server: FakeServer, _: FakeServer) -> None:
-        server.next["/generate"].append(says(sample([4, 5], "abort")))
-        async with client_of(server) as engine:
-            response = await engine.agenerate(ask(max_new_tokens=2))
-        assert (response.output_tokens, response.stop_reason) == ([4, 5], "length")
-        assert len(server.bodies()) == 1
-
-    run(test)
-
-
-def test_empty_aborts_back_off_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_ABORTS", 6)
-
-    async def test(server: FakeServer, _: FakeServer) -> None:
-        server.always["/generate"] = says(sample([], "abort"))
-        async with client_of(server) as engine:
-            started = time.monotonic()
-            with pytest.raises(EngineError, match="aborted 6 times"):
-                await engine.agenerate(ask())
-            assert time.monotonic() - started >= 0.01 + 5 * 0.02  # doubling, then the longest
-        assert len(server.bodies()) == 7
 
     run(test)
 

@@ -20,7 +20,7 @@ from client_support import (
     says,
 )
 
-from arealite.engines import client
+from arealite.engines import http
 from arealite.errors import EngineError
 
 SHORT = sample([3, 4])
@@ -59,8 +59,8 @@ FAULTS: dict[str, tuple[Handler, str]] = {
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -120,8 +120,8 @@ def test_an_empty_sample_is_an_error_not_a_number() -> None:
 
 
 def test_busy_answers_use_up_no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.04)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.04)
 
     async def test(server: FakeServer, _: FakeServer) -> None:
         server.next["/generate"] += [says("full", 429)] * 6

@@ -191,6 +191,10 @@ BAD_REQUESTS = [
     ),
     ({"input_ids": [1], "sampling_params": {"temprature": 1}}, "did you mean temperature"),
     ({"input_ids": [1], "sampling_params": {"n": 49}}, "at most 48 samples"),
+    ({"input_ids": [1], "sampling_params": {"stop": ["a", 1]}}, "list of strings"),
+    ({"input_ids": [1], "sampling_params": {"stop": [""]}}, "none of them empty"),
+    ({"input_ids": [1], "sampling_params": {"stop": "a" * 257}}, "at most 256 characters"),
+    ({"input_ids": [1], "sampling_params": {"stop": "a"}}, "has no tokenizer"),
     ({"input_ids": [[1], [2]], "sampling_params": [{}]}, "1 entries for 2 prompts"),
 ]
 

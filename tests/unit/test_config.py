@@ -424,7 +424,6 @@ def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> 
         (["gconfig.seed=-1"], "gconfig.seed", "at least 0"),
         (["gconfig.temperature=0.00009"], "gconfig.temperature", "at least 0.0001"),
         (["evaluator.temperature=0.00009"], "evaluator.temperature", "evaluator.greedy"),
-        (["gconfig.stop=[a]"], "gconfig.stop", "use gconfig.stop_token_ids"),
         (["gconfig.greedy=true"], "gconfig.greedy", "use evaluator.greedy"),
         (["actor.optimizer.lr=-1"], "actor.optimizer.lr", "negative"),
         (["actor.optimizer.gradient_clipping=-1"], "actor.optimizer.gradient_clipping", "negative"),

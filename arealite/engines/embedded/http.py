@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from aiohttp import web
 
-from arealite.engines.embedded.request import Job, Limits, RequestError, parse_generate, reply
+from arealite.engines.embedded.request import (
+    Job,
+    Limits,
+    RequestError,
+    Sample,
+    parse_generate,
+    reply,
+)
 from arealite.engines.embedded.scheduler import Scheduler
+from arealite.engines.embedded.text import NoTokenizer, load_decode
 from arealite.engines.embedded.weights import BadWeights, Weights, read_folder
+from arealite.engines.stops import Decode, StopWatch
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _PAUSE_MODES = ("abort", "retract", "in_place")
@@ -23,7 +32,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Api:
-    """What the routes share. `say` writes one log line."""
+    """What the routes share. `say` writes one log line; folder: where the tokenizer lies."""
 
     def __init__(
         self,
@@ -31,13 +40,15 @@ class Api:
         weights: Weights,
         limits: Limits,
         model_path: str,
+        folder: Path,
         seed: int | None,
         say: Callable[[str], None],
     ) -> None:
         self.scheduler, self.weights, self.limits = scheduler, weights, limits
-        self.model_path, self.say = model_path, say
+        self.model_path, self.folder, self.say = model_path, folder, say
         self._random = Random(secrets.randbits(63) if seed is None else seed)
-        self._updating = asyncio.Lock()
+        self._updating, self._loading = asyncio.Lock(), asyncio.Lock()
+        self._decode: Decode | None = None
 
     def application(self) -> web.Application:
         """The aiohttp application with every route."""
@@ -64,6 +75,7 @@ class Api:
         """Samples; the reply comes when all samples of the request have ended."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         job = parse_generate(await _body(request), self.limits, self._new_seed, future)
+        await self._watch([sample for sample in job.samples if sample.params.stop])
         self.scheduler.submit(job)
         try:
             await future
@@ -72,6 +84,19 @@ class Api:
             raise
         _raise_broken(job)
         return _json(reply(job, self.scheduler.version))
+
+    async def _watch(self, samples: Sequence[Sample]) -> None:
+        """Lets samples be watched for their stop strings; the first ones load the tokenizer."""
+        if not samples:
+            return
+        async with self._loading:
+            if self._decode is None:
+                try:
+                    self._decode = await asyncio.to_thread(load_decode, self.folder)
+                except NoTokenizer as error:
+                    raise RequestError(f"stop: {error}; use stop_token_ids") from None
+        for sample in samples:
+            sample.watch = StopWatch(sample.params.stop, self._decode)
 
     async def abort_request(self, request: web.Request) -> web.Response:
         """Ends all samples of one rid, or everything; they reply with what they have."""

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from arealite.engines.sglang import MAX_SEED
+from arealite.engines.stops import StopWatch
 from arealite.types import LEAST_TEMPERATURE
 
-_MAX_SEED = (1 << 63) - 1
+MAX_STOP = 256
+"""Characters of a stop string: so many tokens are looked at after each step."""
 
 
 class RequestError(Exception):
@@ -38,7 +41,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Checked sampling parameters. temperature 0 is greedy; top_k -1 keeps all tokens."""
+    """Checked sampling parameters. temperature 0 is greedy; top_k -1 keeps all tokens.
+
+    stop: strings, looked for from the first token on; min_new_tokens bars stop_ids alone.
+    """
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
@@ -46,6 +52,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = -1
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     seed: int | None = None
     n: int = 1
 
@@ -56,7 +63,7 @@ class Sample:
 
     key: the prompt as a tuple, shared by the samples of one prompt. offset: the position of the
     token to be fed next, minus the scheduler's step count (both grow together). spans: (version,
-    index of its first output token), in order.
+    index of its first output token), in order. watch: looks for stop strings, if it has any.
     """
 
     id: str
@@ -66,6 +73,7 @@ class Sample:
     seed: int
     wants_prompt_logprobs: bool
     job: Job
+    watch: StopWatch | None = None
     slot: int = -1
     offset: int = 0
     stale: bool = False
@@ -128,7 +136,7 @@ def parse_generate(
         first = new_seed() if params.seed is None else params.seed
         for i in range(params.n):
             name = rid if params.n == 1 and not batch else f"{rid}-{len(job.samples)}"
-            seed = (first + i) & _MAX_SEED
+            seed = (first + i) & MAX_SEED
             job.samples.append(Sample(name, rid, key, params, seed, start == 0, job))
     job.single = not batch and len(job.samples) == 1
     job.pending = len(job.samples)
@@ -174,7 +182,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "min_p": (0,),
-    "stop": (None, [], ""),
     "stop_regex": (None, [], ""),
     "json_schema": (None,),
     "regex": (None,),
@@ -203,13 +210,13 @@ def parse_sampling(given: Mapping[str, Any], limits: Limits) -> SamplingParams:
         raise RequestError("top_k is 0, it must be -1 (all) or at least 1")
     top_k = min(top_k, limits.vocab)  # above it means all, and no tensor holds any number
     seed = rest.pop("sampling_seed", None)
-    if seed is not None and (type(seed) is not int or not 0 <= seed <= _MAX_SEED):
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         raise RequestError(f"sampling_seed is {seed!r}, it must be a whole number from 0 to 2^63-1")
-    stop_ids = _stop_ids(rest, limits)
+    stop_ids, stop = _stop_ids(rest, limits), _stop_strings(rest)
     n = _whole(rest, "n", 1, 1)
     for name, value in rest.items():
         _refuse_unknown(name, value)
-    return SamplingParams(most, least, temperature, top_p, top_k, stop_ids, seed, n)
+    return SamplingParams(most, least, temperature, top_p, top_k, stop_ids, stop, seed, n)
 
 
 def _stop_ids(rest: dict[str, Any], limits: Limits) -> tuple[int, ...]:
@@ -224,10 +231,21 @@ def _stop_ids(rest: dict[str, Any], limits: Limits) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids if 0 <= i < limits.vocab))
 
 
+def _stop_strings(rest: dict[str, Any]) -> tuple[str, ...]:
+    """One string or several; none is the same as nothing to stop at."""
+    given = rest.pop("stop", None) or []
+    strings = [given] if isinstance(given, str) else given
+    if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
+        raise RequestError("stop must be a string or a list of strings, none of them empty")
+    if any(len(string) > MAX_STOP for string in strings):
+        raise RequestError(f"a stop string may have at most {MAX_STOP} characters")
+    return tuple(strings)
+
+
 def _refuse_unknown(name: str, value: Any) -> None:
     if name not in _NEUTRAL:
         known = ["max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k",
-                 "stop_token_ids", "ignore_eos", "sampling_seed", "n"]  # fmt: skip
+                 "stop_token_ids", "stop", "ignore_eos", "sampling_seed", "n"]  # fmt: skip
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise RequestError(f"the sampling parameter {name!r} is not known here{hint}")

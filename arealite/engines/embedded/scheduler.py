@@ -75,6 +75,7 @@ class Scheduler:
         self._waiting: deque[Sample] = deque()
         self._scoring: deque[Sample] = deque()
         self._running: list[Sample | None] = []  # by slot; None is a hole, filled or closed soon
+        self._watched: list[Sample] = []  # those of the running ones that have stop strings
         self._donors: dict[tuple[int, ...], Sample] = {}
         self._steps = 0
         self._swapped = False
@@ -303,6 +304,7 @@ class Scheduler:
             self._trim()
         offsets = [s.offset for s in self._running if s is not None]
         self._highest_offset = max(offsets, default=0)
+        self._watched = [s for s in self._running if s is not None and s.watch is not None]
         self._changed = False
 
     def _trim(self) -> None:
@@ -317,11 +319,24 @@ class Scheduler:
         self._steps += 1
         self.counters.steps += 1
         self.counters.tokens_generated += n
+        if self._watched:
+            self._look_for_stops(flags)
         if any(flags):
             for slot, flag in enumerate(flags):
                 if flag != RUNNING:
                     self._stop(slot, flag)
         self.counters.decode_s += time.monotonic() - began
+
+    def _look_for_stops(self, flags: list[int]) -> None:
+        """Ends the samples whose last token completes a stop string, and clears their flags."""
+        tokens = self.slots.token[: len(flags)].tolist()
+        for sample in self._watched:
+            slot = sample.slot
+            if flags[slot] != BROKEN and sample.watch is not None:
+                matched = sample.watch.push(tokens[slot])
+                if matched is not None:
+                    flags[slot] = RUNNING
+                    self._leave(sample, {"type": "stop", "matched": matched})
 
     def _stop(self, slot: int, flag: int) -> None:
         sample = self._running[slot]

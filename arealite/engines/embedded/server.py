@@ -33,7 +33,8 @@ def model_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs it
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+        files = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are tokenizers'
+        return Path(snapshot_download(model, allow_patterns=files))
     except Exception as error:  # the client raises a dozen types of several libraries
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -77,7 +78,7 @@ def build(args: argparse.Namespace, say: Callable[[str], None], default_context:
         f"({_cache_bytes(spec, args.max_running, context, dtype) / 2**20:,.0f} MiB of cache)"
     )
     limits = Limits(spec.vocab, context, spec.eos_ids, args.max_waiting + args.max_running)
-    return Api(scheduler, weights, limits, args.model, args.seed, say)
+    return Api(scheduler, weights, limits, args.model, folder, args.seed, say)
 
 
 def _cache_bytes(spec: ModelSpec, slots: int, context: int, dtype: torch.dtype) -> int:
