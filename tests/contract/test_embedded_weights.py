@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from embedded_support import (
     Caller,
@@ -142,6 +143,35 @@ def test_a_bad_folder_changes_nothing(
         reply = await caller.generate([1, 2], max_new_tokens=10)
         assert reply["meta_info"]["weight_version"] == "0"
         assert worst(reply, model, [1, 2]) < 1e-4
+
+    session_with(server, work)
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [({"v": 1}, "an object"), ([1], "a list"), (True, "true or false"), (1.5, "a fraction")],
+)
+def test_a_version_is_a_string_or_a_whole_number(
+    server: Server, folders: dict[str, Path], version: Any, kind: str
+) -> None:
+    async def work(caller: Caller) -> None:
+        for path, body in (
+            (
+                "/update_weights_from_disk",
+                {"model_path": str(folders["qwen2"]), "weight_version": version},
+            ),
+            ("/update_weight_version", {"new_version": version}),
+        ):
+            status, reply = await caller.post(path, body)
+            name = list(body)[-1]
+            assert status == 400
+            assert reply["error"]["message"] == (
+                f"{name} must be a string or a whole number, not {kind}"
+            )
+        assert (await caller.info())["weight_version"] == "0"
+        body = {"model_path": str(folders["qwen2"]), "weight_version": 7}
+        assert (await caller.post("/update_weights_from_disk", body))[0] == 200
+        assert (await caller.info())["weight_version"] == "7"
 
     session_with(server, work)
 

@@ -113,6 +113,7 @@ class Api:
         path, version = body.get("model_path"), body.get("weight_version")
         if not isinstance(path, str):
             raise RequestError("model_path must be a string")
+        name = None if version is None else _version("weight_version", version)
         async with self._updating:
             try:
                 staged = await asyncio.to_thread(read_folder, Path(path))
@@ -124,19 +125,17 @@ class Api:
                 self.scheduler.abort(lambda sample: True)
             self.weights.load(staged)
             self.model_path = path
-            self.scheduler.stamp(self.scheduler.version if version is None else str(version))
+            self.scheduler.stamp(self.scheduler.version if name is None else name)
         self.say(f"weights updated to version {self.scheduler.version} from {path}")
         return _json({"success": True, "message": "the weights were updated"})
 
     async def update_weight_version(self, request: web.Request) -> web.Response:
         """Renames the served version. Unlike SGLang's, it aborts nothing unless told to."""
         body = await _body(request)
-        version = body.get("new_version")
-        if version is None:
-            raise RequestError("new_version is missing")
+        version = _version("new_version", body.get("new_version"))
         if body.get("abort_all_requests"):
             self.scheduler.abort(lambda sample: True)
-        self.scheduler.stamp(str(version), swapped=False)
+        self.scheduler.stamp(version, swapped=False)
         return _json({"success": True, "new_version": self.scheduler.version})
 
     async def pause_generation(self, request: web.Request) -> web.Response:
@@ -215,6 +214,19 @@ def _raise_broken(job: Job) -> None:
     for sample in job.samples:
         if sample.finish_reason is not None and sample.finish_reason["type"] == "error":
             raise RequestError(str(sample.finish_reason["message"]), status=500)
+
+
+def _version(name: str, value: Any) -> str:
+    """A version's name: what else JSON can hold would stand behind every token that it samples."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise RequestError(f"{name} must be a string or a whole number, not {_kind(value)}")
+    return str(value)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is called in JSON."""
+    names = {dict: "an object", list: "a list", bool: "true or false", float: "a fraction"}
+    return names.get(type(value), "null")
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
