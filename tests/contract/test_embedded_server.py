@@ -189,6 +189,13 @@ BAD_REQUESTS = [
         {"input_ids": [1], "sampling_params": {"min_new_tokens": 9, "max_new_tokens": 3}},
         "more than",
     ),
+    (
+        {
+            "input_ids": [1],
+            "sampling_params": {"min_new_tokens": 1, "stop_token_ids": list(range(VOCAB))},
+        },
+        "nothing is left to sample",
+    ),
     ({"input_ids": [1], "sampling_params": {"temprature": 1}}, "did you mean temperature"),
     ({"input_ids": [1], "sampling_params": {"n": 49}}, "at most 48 samples"),
     ({"input_ids": [1], "sampling_params": {"stop": ["a", 1]}}, "list of strings"),

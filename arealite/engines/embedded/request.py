@@ -213,6 +213,11 @@ def parse_sampling(given: Mapping[str, Any], limits: Limits) -> SamplingParams:
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         raise RequestError(f"sampling_seed is {seed!r}, it must be a whole number from 0 to 2^63-1")
     stop_ids, stop = _stop_ids(rest, limits), _stop_strings(rest)
+    if least and len(stop_ids) == limits.vocab:
+        raise RequestError(
+            f"min_new_tokens is {least}, but every token of the vocabulary is a stop token, which "
+            "it bars: nothing is left to sample; give fewer stop_token_ids or min_new_tokens 0"
+        )
     n = _whole(rest, "n", 1, 1)
     for name, value in rest.items():
         _refuse_unknown(name, value)
