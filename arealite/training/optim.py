@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +32,13 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
     return config.lr
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay touches matrices only, never norms and biases.
+def build_optimizer(masters: MasterWeights, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over masters.parameters; weight decay touches matrices only, never norms and biases.
 
-    It holds the model's own parameters, or their MasterWeights where these are narrower than
-    float32: gradients are then to be cleared on the model.
+    A step also brings the model's own weights up to date.
     """
-    masters = MasterWeights([p for p in model.parameters() if p.requires_grad])
-    parameters = masters.parameters
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
+    matrices = [p for p in masters.parameters if p.ndim >= 2]
+    vectors = [p for p in masters.parameters if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},
@@ -51,7 +49,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         eps=config.eps,
         fused=True,
     )
-    optimizer.register_step_pre_hook(lambda *_: masters.take_gradients())
     optimizer.register_step_post_hook(lambda *_: masters.return_weights())
     return optimizer
 
@@ -60,31 +57,38 @@ class MasterWeights:
     """float32 copies of narrower weights, for an optimizer to move in their place.
 
     bfloat16 has 8 significant bits: an update below 1/512 of a weight would round to nothing, each
-    time anew. In its copy it adds up until the weight can show it. A parameter that is float32
-    stands for itself.
+    time anew, and so would a micro-batch's gradient beside the sum of those before it. In its copy
+    it adds up until the weight can show it. A parameter that is float32 stands for itself.
 
-    parameters: what the optimizer moves, shapes and order as given.
+    parameters: what the optimizer moves and where gradients gather, shapes and order as given.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        weights = [w for w in weights if w.requires_grad]
         self.parameters = [
             nn.Parameter(w.detach().float()) if w.dtype.itemsize < 4 else w for w in weights
         ]
         pairs = zip(weights, self.parameters, strict=True)
         self._copied = [(weight, master) for weight, master in pairs if master is not weight]
-
-    def take_gradients(self) -> None:
-        """Moves the weights' gradients to the copies; the weights keep none."""
         for weight, master in self._copied:
-            master.grad = None if weight.grad is None else weight.grad.float()
-            weight.grad = None
+            hand_over = partial(_hand_over, master=master)
+            weight.register_post_accumulate_grad_hook(hand_over)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def return_weights(self) -> None:
         """Rounds the copies into the weights."""
         for weight, master in self._copied:
             weight.copy_(master)
-            master.grad = None
+
+
+def _hand_over(weight: Tensor, master: nn.Parameter) -> None:
+    """Adds a backward pass's gradient of one weight to its copy's; the weight keeps none."""
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad += weight.grad
+    weight.grad = None
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:

@@ -17,7 +17,12 @@ from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
 from arealite.training.model import load_model, use_threads
-from arealite.training.optim import build_optimizer, clip_gradients, learning_rate
+from arealite.training.optim import (
+    MasterWeights,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+)
 from arealite.training.weights import Publisher, make_probe, weights_folder
 from arealite.types import WeightUpdate
 
@@ -30,7 +35,8 @@ class Policy:
     def __init__(self, model: nn.Module, config: Config, total_updates: int) -> None:
         self.model, self.config = model, config
         self.version = 0
-        self.optimizer = build_optimizer(model, config.actor.optimizer)
+        self._masters = MasterWeights(model.parameters())
+        self.optimizer = build_optimizer(self._masters, config.actor.optimizer)
         self._updates, self._total_updates = 0, total_updates
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
         self._share_prompts = (
@@ -63,8 +69,8 @@ class Policy:
         does not have.
         """
         started = time.monotonic()
-        self._check_tokens(batch)
-        self.model.zero_grad(set_to_none=True)  # also what a step that failed left behind
+        self._check_tokens(batch.samples)
+        self.optimizer.zero_grad()  # also what a step that failed left behind
         sums: defaultdict[str, float] = defaultdict(float)
         parts = _split(batch, self.config.actor.ppo_n_minibatches)
         budget = self.config.actor.mb_spec.max_tokens_per_mb
@@ -120,16 +126,16 @@ class Policy:
         rate = learning_rate(self.config.actor.optimizer, self._updates, self._total_updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for parameter in self.model.parameters():
+        for parameter in self._masters.parameters:
             if parameter.grad is None:  # a batch that teaches nothing still moves AdamW's moments
                 parameter.grad = torch.zeros_like(parameter)
         norm = clip_gradients(
-            self.model.parameters(), self.config.actor.optimizer.gradient_clipping
+            self._masters.parameters, self.config.actor.optimizer.gradient_clipping
         )
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient norm is {norm} at version {self.version + 1}")
         self.optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self._updates += 1
         return norm
 

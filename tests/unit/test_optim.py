@@ -8,7 +8,12 @@ from torch import nn
 from training_support import tiny_model
 
 from arealite.config import OptimizerConfig
-from arealite.training.optim import build_optimizer, clip_gradients, learning_rate
+from arealite.training.optim import (
+    MasterWeights,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+)
 
 
 def _rates(total: int, **fields: object) -> list[float]:
@@ -57,7 +62,8 @@ def test_updates_past_the_end_stay_at_the_last_rate(kind: str) -> None:
 
 def test_decay_touches_matrices_only() -> None:
     model = tiny_model()
-    matrices, vectors = build_optimizer(model, OptimizerConfig(weight_decay=0.1)).param_groups
+    masters = MasterWeights(model.parameters())
+    matrices, vectors = build_optimizer(masters, OptimizerConfig(weight_decay=0.1)).param_groups
     assert matrices["weight_decay"] == 0.1
     assert vectors["weight_decay"] == 0.0
     assert all(p.ndim >= 2 for p in matrices["params"])
@@ -69,7 +75,8 @@ def test_one_adamw_update_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(2.0)
-    optimizer = build_optimizer(layer, OptimizerConfig(lr=0.1, weight_decay=0.5))
+    masters = MasterWeights(layer.parameters())
+    optimizer = build_optimizer(masters, OptimizerConfig(lr=0.1, weight_decay=0.5))
     layer.weight.grad = torch.full_like(layer.weight, 3.0)
     optimizer.step()
     # decay: 2 * (1 - 0.1 * 0.5) = 1.9; the first Adam step is lr * sign(gradient)
@@ -85,30 +92,39 @@ def _bfloat16_layer(value: float) -> nn.Linear:
 
 def test_small_updates_of_bfloat16_weights_add_up() -> None:
     layer = _bfloat16_layer(1.0)  # the next lower number is 1 - 1/256
-    optimizer = build_optimizer(layer, OptimizerConfig(lr=1e-4, weight_decay=0.0))
+    masters = MasterWeights(layer.parameters())
+    optimizer = build_optimizer(masters, OptimizerConfig(lr=1e-4, weight_decay=0.0))
     seen = []
     for _ in range(100):
-        layer.weight.grad = torch.full_like(layer.weight, 3.0)
+        (3.0 * layer.weight).sum().backward()
         optimizer.step()
+        optimizer.zero_grad()
         seen.append(float(layer.weight))
     assert seen[0] == 1.0
     assert seen[-1] == 1.0 - 3 / 256  # 0.99, rounded; each step is lr * sign(gradient)
-    master = optimizer.param_groups[0]["params"][0]
+    (master,) = masters.parameters
     assert master.dtype == torch.float32
     assert float(master) == pytest.approx(0.99, abs=1e-5)
     assert torch.equal(layer.weight, master.to(torch.bfloat16))
     assert layer.weight.grad is None
-    assert master.grad is None
+
+
+def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
+    layer = _bfloat16_layer(1.0)
+    (master,) = MasterWeights(layer.parameters()).parameters
+    for gradient in (256.0, 1.0, 1.0, 1.0):  # one backward pass per micro-batch
+        (gradient * layer.weight).sum().backward()
+        assert layer.weight.grad is None
+    assert master.grad is not None
+    assert master.grad.dtype == torch.float32
+    assert float(master.grad) == 259.0  # in bfloat16, 256 + 1 is 256, each time anew
 
 
 def test_float32_weights_need_no_copies() -> None:
     model = tiny_model()
-    moved = [
-        p
-        for group in build_optimizer(model, OptimizerConfig()).param_groups
-        for p in group["params"]
-    ]
-    assert {id(p) for p in moved} == {id(p) for p in model.parameters()}
+    model.get_input_embeddings().weight.requires_grad = False
+    parameters = MasterWeights(model.parameters()).parameters
+    assert list(map(id, parameters)) == [id(p) for p in model.parameters() if p.requires_grad]
 
 
 def test_clipping_returns_the_norm_before_and_leaves_the_limit() -> None:

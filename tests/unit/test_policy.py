@@ -98,10 +98,15 @@ def test_one_minibatch_needs_no_proximal_forward() -> None:
     assert [b.prox for b in batches] == [None]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(bad: float) -> None:
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    bad: float, dtype: torch.dtype
+) -> None:
     samples = ragged_samples(6, seed=4)
-    policy, untouched = _policy(max_tokens=40), _policy(max_tokens=40)
+    policy, untouched = (
+        Policy(tiny_model(dtype=dtype), config_for(max_tokens=40), 10) for _ in range(2)
+    )
     before = weights_of(policy.model)
     calls = 0
 
