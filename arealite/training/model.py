@@ -26,10 +26,20 @@ def load_model(config: ActorConfig) -> nn.Module:
     model = _loaded(AutoModelForCausalLM.from_pretrained, config.path, dtype=DTYPES[config.dtype])
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    return _quiet(model.to(config.device))
+
+
+def _quiet(model: nn.Module) -> nn.Module:
+    """Without dropout of any kind: a ratio compares two forwards, and the engine has none.
+
+    That is evaluation mode, also for what no nn.Dropout does (attention_dropout, layerdrop); the
+    config stays as it is, since it is saved with the model.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, nn.Dropout):  # ratios compare two forwards: noise would spoil them
-            module.p = 0.0
-    return model.to(config.device).train()  # type: ignore[no-any-return]
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # transformers recomputes only then; its parts stay quiet
+    return model
 
 
 def load_tokenizer(path: str) -> Any:
