@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,8 +34,13 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
                 f"{section}.path: rows need the columns prompt and completion, "
                 f"they have {', '.join(rows.column_names)}"
             )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"tokenizer_path: {tokenizer.name_or_path or 'the tokenizer'} has no eos_token, the "
+            "token that every completion learns to end with; name one in its tokenizer_config.json"
+        )
     _check_rows(rows, section)
-    prompts = _encode(tokenizer, [_chat(tokenizer, prompt) for prompt in rows["prompt"]])
+    prompts = _encode(tokenizer, list(_chats(rows["prompt"], tokenizer, section)))
     answers = _encode(tokenizer, list(rows["completion"]))
     samples = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -105,11 +110,23 @@ def epochs(
         epoch += 1
 
 
-def _chat(tokenizer: Any, prompt: Any) -> str:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if tokenizer.chat_template is None:
-        return "".join(m["content"] for m in messages)
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # type: ignore[no-any-return]
+def _chats(prompts: Iterable[Any], tokenizer: Any, section: str) -> Iterator[str]:
+    for index, prompt in enumerate(prompts):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if tokenizer.chat_template is None:
+            yield "".join(m["content"] for m in messages)
+            continue
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is code, of whoever made the tokenizer
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"{section}: row {index}: the tokenizer's chat template refuses the prompt: "
+                f"{reason}; change the row, or give another tokenizer_path"
+            ) from None
+        yield text
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -49,6 +49,26 @@ def test_chat_messages_and_plain_tokenizers() -> None:
     assert len(plain.tokens) == len("sux") + 1
 
 
+def test_a_tokenizer_without_an_end_token_is_told() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match=r"^tokenizer_path: the tokenizer has no eos_token, "):
+        to_samples(Table(ROWS), tokenizer, 99, "train")
+
+
+def test_a_prompt_that_the_chat_template_refuses_is_named() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['content'] == 'bad' %}{{ raise_exception('no such role\nat all') }}"
+        "{% endif %}{{ messages[0]['content'] }}"
+    )
+    rows = Table([ROWS[0], {"prompt": "bad", "completion": "x"}])
+    with pytest.raises(
+        ConfigError, match=r"^train: row 1: the tokenizer's chat template .*: no such role; change"
+    ):
+        to_samples(rows, tokenizer, 99, "train")
+
+
 def test_a_missing_column_and_a_row_too_long_are_named() -> None:
     with pytest.raises(ConfigError, match=r"train.path: rows need .* they have question, answer"):
         to_samples(Table([{"question": "", "answer": ""}]), tiny_tokenizer(), 9, "train")
