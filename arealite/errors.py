@@ -12,6 +12,7 @@
     |-- EnginesExhausted    5   an inference server was lost, or none has verified weights
     |-- Stall               6   a wait passed its deadline
     |-- NonFinite           7   NaN or inf on its way to the weights
+    |-- Killed              8   the trainer was killed from outside: out of memory, or kill -9
     `-- Preempted          75   asked to stop; what was done is kept, run again to go on
 
 An error outside this tree is a bug of arealite: exit 70. A failure is never a number: nothing in
@@ -98,6 +99,12 @@ class NonFinite(ArealiteError):
     """NaN or inf was found before it could reach the weights."""
 
     exit_code = 7
+
+
+class Killed(ArealiteError):
+    """The trainer was killed from outside, most often because the machine's memory ran out."""
+
+    exit_code = 8
 
 
 class Preempted(ArealiteError):

@@ -24,6 +24,7 @@ from arealite.errors import (
     ArealiteError,
     ConfigError,
     EnginesExhausted,
+    Killed,
     Preempted,
     Stall,
 )
@@ -74,6 +75,7 @@ class Supervisor:
         self._stack = ExitStack()
         self._ending = False
         self._weights: WeightsFolder | None = None
+        self._oom_kills = count_oom_kills()
 
     def __enter__(self) -> Supervisor:
         read_end, self._lifeline = os.pipe()
@@ -140,7 +142,7 @@ class Supervisor:
                 continue
             if child is trainer:
                 if code:
-                    raise _failure(child, code)
+                    raise _failure(child, code, self._oom_kills)
                 return True
             if trainer.process.poll() == 0:
                 return True
@@ -148,8 +150,8 @@ class Supervisor:
                 raise ConfigError(f"{child.name}: {child.sentence() or child.last_line()}")
             if trainer.process.poll() is None:  # a server that dies first is the cause
                 raise EnginesExhausted(
-                    f"{child.name} ended with {_ending(code)}; its last lines "
-                    f"({child.log}):\n{child.last_lines()}"
+                    f"{child.name} ended with {_ending(code)}{_suspect(code, self._oom_kills)}; "
+                    f"its last lines ({child.log}):\n{child.last_lines()}"
                 )
         return False
 
@@ -221,25 +223,54 @@ class Supervisor:
                 child.process.wait()
 
 
-def _failure(child: Child, code: int) -> ArealiteError:
-    """The trainer's own error, told with its exit code, by the sentence in its log."""
+def _failure(child: Child, code: int, oom_kills: int | None) -> ArealiteError:
+    """The trainer's own error, told with its exit code, by the sentence in its log.
+
+    oom_kills: what the machine's count was when the trainer was started.
+    """
     sentence = child.sentence()
     if not sentence or code < 0 or code == EXIT_BUG:
-        ended = f"was killed by {_killer(-code)}" if code < 0 else f"ended with {_ending(code)}"
+        ended = f"was killed by {_name(-code)}" if code < 0 else f"ended with {_ending(code)}"
+        ended += _suspect(code, oom_kills)
         sentence = f"the trainer {ended}; its last lines ({child.log}):\n{child.last_lines()}"
     if code in (-signal.SIGTERM, -signal.SIGINT):  # before it could say so itself
         return Preempted(sentence)
+    if code == -signal.SIGKILL:
+        return Killed(sentence)
     error = ArealiteError(sentence)
     error.exit_code = code if code > 0 else EXIT_BUG
     return error
 
 
-def _killer(number: int) -> str:
-    reason = " (out of memory?)" if number == signal.SIGKILL else ""
-    return f"signal {number}{reason}"
+def _suspect(code: int, before: int | None) -> str:
+    """Who sent SIGKILL: the kernel where memory ran out, and hardly anybody else."""
+    if code != -signal.SIGKILL:
+        return ""
+    if before is not None and before == count_oom_kills():
+        return " (by hand or by a job scheduler: the kernel has killed nothing for want of memory)"
+    return (
+        ", likely by the out-of-memory killer (lower actor.mb_spec.max_tokens_per_mb or "
+        "rollout.max_running_requests, or give the run more memory)"
+    )
+
+
+def count_oom_kills() -> int | None:
+    """How many processes the kernel has killed for memory since it was started; None: no count."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def _ending(code: int) -> str:
     if code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        return f"signal {_name(-code)}"
     return f"exit code {code}"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from typos import TWENTY
 
-from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Stall
+from arealite.errors import ArealiteError, ConfigError, EnginesExhausted, Killed, Stall
 from arealite.launch import command
 from arealite.launch.local import Child, Supervisor
 from arealite.launch.plan import Plan, Prepare, Process
@@ -88,9 +88,8 @@ def test_a_trainer_that_ends_well_ends_the_run_and_its_servers(tmp_path: Path) -
         ("import sys; print('no sentence'); sys.exit(3)", 3, "trainer | no sentence"),
         ("print('before'); 1 / 0", 1, "ZeroDivisionError"),
         ("import sys; print('arealite: a bug'); sys.exit(70)", 70, "exit code 70; its last lines"),
-        (KILLED.format(9), 70, "the trainer was killed by signal 9 (out of memory?); its last"),
-        (KILLED.format(11), 70, "the trainer was killed by signal 11; its last lines"),
-        (KILLED.format(15), 75, "the trainer was killed by signal 15; its last lines"),
+        (KILLED.format(11), 70, "the trainer was killed by SIGSEGV; its last lines"),
+        (KILLED.format(15), 75, "the trainer was killed by SIGTERM; its last lines"),
         ("import sys; print('arealite: x.yaml: odd'); sys.exit(2)", 2, "x.yaml: odd"),
     ],
 )
@@ -102,6 +101,33 @@ def test_a_trainer_that_fails_gives_the_run_its_sentence_and_code(
             watched(supervisor)
     assert caught.value.exit_code == code
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "suspect"),
+    [
+        (3, 4, ", likely by the out-of-memory killer (lower actor.mb_spec.max_tokens_per_mb"),
+        (None, None, ", likely by the out-of-memory killer (lower "),  # a system without a count
+        (3, 3, " (by hand or by a job scheduler: the kernel has killed nothing for want of memory"),
+    ],
+)
+def test_a_trainer_that_is_killed_is_no_bug(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int | None,
+    after: int | None,
+    suspect: str,
+) -> None:
+    counts = iter([before, after])
+    monkeypatch.setattr("arealite.launch.local.count_oom_kills", lambda: next(counts, after))
+    with pytest.raises(Killed) as caught:
+        with Supervisor(plan_of(tmp_path, KILLED.format(9)), grace_s=5) as supervisor:
+            watched(supervisor)
+    assert caught.value.exit_code == 8
+    assert str(caught.value).startswith(f"the trainer was killed by SIGKILL{suspect}")
+    assert str(caught.value).endswith(
+        f"its last lines ({tmp_path}/run/logs/trainer.log):\n  trainer | x"
+    )
 
 
 def test_a_server_that_dies_shows_its_last_lines(tmp_path: Path) -> None:
