@@ -7,7 +7,7 @@ import difflib
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +208,35 @@ def _type_error(error: OmegaConfBaseException, tree: Any, places: Places) -> Con
     if "$VALUE" in reason:  # the library leaves its template open for items of sequences
         reason = reason.replace("Value '$VALUE' of type '$VALUE_TYPE'", "an item")
     if "Interpolation" in type(error).__name__ or "nterpolation" in reason:
+        key = next(_unresolvable(tree), key)
         reason += " (${section.key} names another setting, ${oc.env:NAME} a variable)"
     return ConfigError(f"{_place(key, places)}: {key or 'a value'}: {reason}{_wanted(key)}")
+
+
+def _unresolvable(tree: Any) -> Iterator[str]:
+    """Keys whose own ${...} has no value; not those that only refer to such a key."""
+    with suppress(OmegaConfBaseException):
+        whole = OmegaConf.merge(_schema(), tree)  # what is written may refer to defaults
+        broken = {}
+        for key, text in _interpolations(OmegaConf.to_container(tree)):
+            try:
+                OmegaConf.select(whole, key)
+            except OmegaConfBaseException:
+                broken[key] = text
+        for key, text in broken.items():
+            if not any(f"${{{other}}}" in text for other in broken if other != key):
+                yield key
+
+
+def _interpolations(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _interpolations(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _interpolations(item, f"{key}[{index}]")
+    elif isinstance(value, str) and "${" in value:
+        yield key, value
 
 
 def _culprits(tree: Any) -> Iterator[str]:

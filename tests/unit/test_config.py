@@ -342,6 +342,17 @@ def test_a_reference_that_leads_nowhere_names_its_place(
     assert says in sentence
 
 
+@pytest.mark.parametrize("tokenizer", [{}, {"tokenizer_path": "${actor.path}/tokenizer"}])
+@pytest.mark.parametrize("value", ["${oc.env:AREALITE_NOT_SET}", "${nowhere}/x"])
+def test_not_what_refers_to_a_broken_reference_is_blamed_but_that_itself(
+    tmp_path: Path, tokenizer: dict[str, str], value: str
+) -> None:
+    tree = {**tokenizer, **BASE, "actor": {"path": value}}
+    path = write(tmp_path, yaml.safe_dump(tree, sort_keys=False))
+    line = path.read_text().splitlines().index(f"  path: {value}") + 1
+    assert mistake(path).startswith(f"{path}, line {line}: actor.path: ")
+
+
 def test_secrets_are_masked_in_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
