@@ -71,6 +71,11 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
     _check_call(
         play, f"{reference}.arun_episode", (None, None, {}), "it is called with engine, data"
     )
+    check = getattr(cls, "check_row", None)
+    if check is not None:
+        _check_call(check, f"{reference}.check_row", (None, {}), "it is called with a row")
+        if inspect.iscoroutinefunction(check):
+            raise ConfigError(f"{reference}.check_row is async; write `def check_row(self, data)`")
     parameters = inspect.signature(cls).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in given:

@@ -54,6 +54,20 @@ class Workflow(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksRows(Protocol):
+    """What a workflow may offer beside: a look at a row before anything is played."""
+
+    def check_row(self, data: Mapping[str, Any]) -> None:
+        """Raises ValueError with a sentence where the row cannot be played.
+
+        It is asked for the first row of each data set, so that a misnamed column or a chat
+        template that does not fit is bad input (exit 2) rather than a run of failed episodes. A
+        later row that cannot be played is an episode that failed.
+        """
+        ...
+
+
 class Reward(Protocol):
     """A reward file's function: the score, or named components that are summed."""
 

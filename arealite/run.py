@@ -16,15 +16,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from arealite.config import Config, to_yaml
+from arealite.config import Config, DatasetConfig, to_yaml
 from arealite.config.cli import load_from_argv
 from arealite.data.batch import Batch
 from arealite.data.rows import Rows, load_rows
 from arealite.engines.client import RemoteEngine
 from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
 from arealite.loading import load_reward, load_workflow
-from arealite.processes import follow_parent
-from arealite.protocols import Workflow
+from arealite.processes import follow_parent, is_trainer
+from arealite.protocols import ChecksRows, Workflow
 from arealite.rewards.scorer import Scorer
 from arealite.rollout.door import Rollouts
 from arealite.rollout.filters import keep_of
@@ -222,17 +222,20 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
         alarm=run.status.alarm,
     )
+    workflow, eval_workflow = _workflow(run, config.gconfig), _workflow(run, _eval_gconfig(config))
+    _check_first_row(workflow, run.rows, config.train_dataset, "train_dataset")
     held_out: list[tuple[str, Mapping[str, Any]]] = []
     if config.valid_dataset.path:
         rows = load_rows(config.valid_dataset, "valid_dataset")
+        _check_first_row(eval_workflow, rows, config.valid_dataset, "valid_dataset")
         held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
     return Rollouts(
         engine,
-        _workflow(run, config.gconfig),
+        workflow,
         Rows(run.rows, config.seed, config.train_dataset.shuffle),
         limits_of(config),
         keep=keep_of(config.rollout.filters),
-        eval_workflow=_workflow(run, _eval_gconfig(config)),
+        eval_workflow=eval_workflow,
         eval_rows=held_out,
         status=run.status,
         transcripts=run.transcripts,
@@ -247,6 +250,18 @@ def _workflow(run: Run, gconfig: GenerationHyperparameters) -> Workflow:
     if rollout.reward_fn:
         offered["reward_fn"] = Scorer(load_reward(rollout.reward_fn), rollout.reward_fn)
     return load_workflow(rollout.workflow, offered, rollout.workflow_kwargs)
+
+
+def _check_first_row(workflow: Workflow, rows: Any, dataset: DatasetConfig, section: str) -> None:
+    """One row is cheap, and what is misnamed is so in every row."""
+    if not isinstance(workflow, ChecksRows):
+        return
+    try:
+        workflow.check_row(rows[0])
+    except Exception as error:  # a user's code may raise anything
+        told = isinstance(error, ArealiteError | ValueError)
+        reason = str(error) if told else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{section}.path: {dataset.path}, row 0: {reason}") from None
 
 
 def _eval_gconfig(config: Config) -> GenerationHyperparameters:

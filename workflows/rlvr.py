@@ -35,6 +35,11 @@ class RLVRWorkflow:
         self.prompt_key, self.answer_key = prompt_key, answer_key
         self.system, self.chat = system, chat
 
+    def check_row(self, data: Mapping[str, Any]) -> None:
+        """Raises ValueError where the row cannot be played; see arealite.protocols.ChecksRows."""
+        self.prompt_ids(data)
+        self.truth(data)
+
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
         request = ModelRequest(
             rid=uuid.uuid4().hex,
@@ -43,7 +48,7 @@ class RLVRWorkflow:
         )
         n = self.gconfig.n_samples
         responses = await asyncio.gather(*[engine.agenerate(request) for _ in range(n)])
-        truth = data if self.answer_key is None else data[self.answer_key]
+        truth = self.truth(data)
         trajectories = []
         for response in responses:
             text = self.tokenizer.decode(response.output_tokens, skip_special_tokens=True)
@@ -53,14 +58,49 @@ class RLVRWorkflow:
 
     def prompt_ids(self, data: Mapping[str, Any]) -> list[int]:
         """The prompt as token ids."""
-        prompt = data[self.prompt_key]
+        prompt = self._column(data, "prompt_key", self.prompt_key)
         if isinstance(prompt, str):
             if not self.chat:
                 return list(self.tokenizer.encode(prompt, add_special_tokens=False))
             prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, list):
+            raise ValueError(
+                f"the column {self.prompt_key!r} holds {prompt!r:.60}; a prompt is text or a list "
+                "of chat messages"
+            )
         if self.system is not None:
             prompt = [{"role": "system", "content": self.system}, *prompt]
-        text = self.tokenizer.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(self._rendered(prompt), add_special_tokens=False))
+
+    def truth(self, data: Mapping[str, Any]) -> Any:
+        """What the reward function gets beside the text."""
+        if self.answer_key is None:
+            return data
+        return self._column(data, "answer_key", self.answer_key)
+
+    def _column(self, data: Mapping[str, Any], setting: str, name: str) -> Any:
+        if name not in data:
+            raise ValueError(
+                f"there is no column {name!r}, which {setting} of rollout.workflow_kwargs names; "
+                f"its columns are {', '.join(data)}"
+            )
+        return data[name]
+
+    def _rendered(self, messages: list[Any]) -> str:
+        if getattr(self.tokenizer, "chat_template", "") is None:
+            raise ValueError(
+                "the tokenizer has no chat template; give text prompts and "
+                "rollout.workflow_kwargs.chat=false, or the tokenizer_path of a chat model"
+            )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # a template is code, of whoever made the tokenizer
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"the tokenizer's chat template refuses the prompt: {reason}; change the row or "
+                "rollout.workflow_kwargs, or give another tokenizer_path"
+            ) from error

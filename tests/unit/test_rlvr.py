@@ -121,5 +121,44 @@ def test_failures_of_engine_and_reward_are_not_numbers() -> None:
         _play(ROW, failing)
     with pytest.raises(Unscorable):
         _play(ROW, reward_fn=Scorer(lambda s, t: None, "r"))
-    with pytest.raises(KeyError, match="query"):
-        _play({"prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "says"),
+    [
+        (
+            {"prompt": "x", "answer": ""},
+            {},
+            "there is no column 'query', which prompt_key of rollout.workflow_kwargs names; its "
+            "columns are prompt, answer",
+        ),
+        ({"query": "x"}, {}, "there is no column 'answer', which answer_key of rollout.workflow_"),
+        ({"query": None, "answer": ""}, {}, "the column 'query' holds None; a prompt is text or a"),
+        ({"query": 7, "answer": ""}, {"chat": False}, "the column 'query' holds 7; a prompt is te"),
+        (
+            {"query": [{"role": "user"}], "answer": ""},
+            {},
+            "the tokenizer's chat template refuses the prompt: 'content'; change the row or ",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_played_is_told_by_its_check_and_by_its_episode(
+    data: dict[str, Any], options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError) as played:
+        _play(data, **options)
+    workflow = RLVRWorkflow(_length, GenerationHyperparameters(), Tokenizer(), **options)
+    workflow.check_row(ROW)
+    with pytest.raises(ValueError) as checked:
+        workflow.check_row(data)
+    assert str(played.value) == str(checked.value)
+    assert str(checked.value).startswith(says)
+
+
+def test_a_tokenizer_without_a_chat_template_is_told() -> None:
+    class Plain(Tokenizer):
+        chat_template = None
+
+    RLVRWorkflow(_length, GenerationHyperparameters(), Plain(), chat=False).check_row(ROW)
+    with pytest.raises(ValueError, match=r"no chat template; give text .*workflow_kwargs.chat=fal"):
+        RLVRWorkflow(_length, GenerationHyperparameters(), Plain()).check_row(ROW)

@@ -1,0 +1,97 @@
+"""The composition of a run: what it refuses before anything is played."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from training_support import saved, tiny_tokenizer
+
+from arealite.config import Config, load
+from arealite.errors import ConfigError
+from arealite.run import open_rollouts, open_run
+
+ROWS = [{"prompt": f"{a}+{b}", "completion": f"{a + b}"} for a in range(4) for b in range(4)]
+FUSSY = """
+class Fussy:
+    async def arun_episode(self, engine, data): ...
+    def check_row(self, data):
+        if "row" in data:
+            raise {}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, its tokenizer, rows, and a reward."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tiny_tokenizer().save_pretrained(saved(tmp_path / "model"))
+    write("rows.jsonl", ROWS)
+    Path("reward.py").write_text("def compute_score(text, truth): return 0.0\n")
+    return tmp_path
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config_of(*overrides: str) -> Config:
+    tree: Mapping[str, Any] = {
+        "experiment_name": "e",
+        "actor": {"path": "model", "dtype": "float32", "optimizer": {"lr": 1e-2}},
+        "rollout": {"reward_fn": "reward.py:compute_score"},
+        "gconfig": {"n_samples": 2},
+        "train_dataset": {"path": "rows.jsonl", "batch_size": 4},
+        "total_train_steps": 4,
+    }
+    Path("run.yaml").write_text(yaml.safe_dump(tree))
+    return load("run.yaml", overrides)
+
+
+def refused(*overrides: str) -> str:
+    """The sentence with which the rollouts are refused; no server is asked for anything."""
+    with pytest.raises(ConfigError) as told:
+        with open_run(config_of(*overrides)) as run:
+            open_rollouts(run, ["127.0.0.1:1"])
+    return str(told.value)
+
+
+KEYS = "rollout.workflow_kwargs={prompt_key: prompt, answer_key: completion}"
+
+
+@pytest.mark.parametrize("section", ["train_dataset", "valid_dataset"])
+def test_a_column_that_is_not_there_is_told_before_anything_is_played(section: str) -> None:
+    write("other.jsonl", [{"question": "x", "completion": ""}] * 4)
+    assert refused(KEYS, f"{section}.path=other.jsonl") == (
+        f"{section}.path: other.jsonl, row 0: there is no column 'prompt', which prompt_key of "
+        "rollout.workflow_kwargs names; its columns are question, completion"
+    )
+
+
+def test_a_tokenizer_without_a_chat_template_is_told_before_anything_is_played(here: Path) -> None:
+    tiny_tokenizer(chat=False).save_pretrained(here / "plain")
+    plain = ["tokenizer_path=plain", "trial_name=plain"]
+    assert "row 0: the tokenizer has no chat template; give" in refused(KEYS, *plain)
+    with open_run(config_of(KEYS, *plain, "rollout.workflow_kwargs.chat=false")) as run:
+        open_rollouts(run, ["127.0.0.1:1"])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [("ValueError('no such game')", "no such game"), ("KeyError('game')", "KeyError: 'game'")],
+)
+def test_a_workflow_of_the_users_own_may_check_rows(error: str, says: str) -> None:
+    Path("fussy.py").write_text(FUSSY.format(error))
+    fussy = "rollout.workflow=fussy.py:Fussy"
+    with open_run(config_of(fussy)) as run:
+        open_rollouts(run, ["127.0.0.1:1"])
+    write("other.jsonl", [{"row": i} for i in range(4)])
+    sentence = refused(fussy, "train_dataset.path=other.jsonl")
+    assert sentence == f"train_dataset.path: other.jsonl, row 0: {says}"
