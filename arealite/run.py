@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from arealite.rollout.door import Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
+from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import Recorder, wandb_sink
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
@@ -183,14 +184,21 @@ class Run:
 def open_run(config: Config) -> Iterator[Run]:
     """Opens the run folder and telemetry; at the end draws the curves and writes the summary.
 
-    A run folder that already holds a run's metrics is moved aside, never overwritten.
+    A run folder that already holds a run is moved aside, never overwritten; one in which another
+    run is going on is refused.
     """
     if config.saver.export:
         check_export(Path(config.saver.export))  # before hours of work, not after
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
-    if folder.metrics.exists():
-        folder.move_aside()
-    folder.create()
+    # What the launcher starts runs in the folder that it has claimed.
+    with nullcontext() if is_trainer() else claimed(folder):
+        folder.create()
+        with _opened(config, folder) as run:
+            yield run
+
+
+@contextmanager
+def _opened(config: Config, folder: RunFolder) -> Iterator[Run]:
     write_atomically(folder.config, to_yaml(config))
     run = Run(config, folder)
     run.status.set(phase="starting", version=0, total_versions=run.total_versions, mode=config.mode)

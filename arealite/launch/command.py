@@ -11,10 +11,10 @@ from arealite.errors import ArealiteError, ConfigError, boundary
 from arealite.launch.facts import gather
 from arealite.launch.inputs import check_code, require
 from arealite.launch.local import Supervisor
-from arealite.launch.lock import claimed
 from arealite.launch.output import show
 from arealite.launch.plan import Plan, make_plan
 from arealite.processes import follow_parent
+from arealite.telemetry.lock import claimed
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
 

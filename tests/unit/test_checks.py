@@ -10,7 +10,7 @@ import yaml
 from arealite.config import Config, load
 from arealite.errors import ConfigError
 from arealite.launch.inputs import check_code, missing, require
-from arealite.launch.lock import claimed
+from arealite.telemetry.lock import claimed
 from arealite.telemetry.run_folder import RunFolder
 
 REWARD = """

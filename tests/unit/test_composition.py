@@ -13,7 +13,10 @@ from training_support import saved, tiny_tokenizer
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
+from arealite.processes import ROLE
 from arealite.run import open_rollouts, open_run
+from arealite.telemetry.lock import claimed
+from arealite.telemetry.run_folder import RunFolder
 
 ROWS = [{"prompt": f"{a}+{b}", "completion": f"{a + b}"} for a in range(4) for b in range(4)]
 FUSSY = """
@@ -32,6 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(ROLE, raising=False)
     tiny_tokenizer().save_pretrained(saved(tmp_path / "model"))
     write("rows.jsonl", ROWS)
     Path("reward.py").write_text("def compute_score(text, truth): return 0.0\n")
@@ -95,3 +99,20 @@ def test_a_workflow_of_the_users_own_may_check_rows(error: str, says: str) -> No
     write("other.jsonl", [{"row": i} for i in range(4)])
     sentence = refused(fussy, "train_dataset.path=other.jsonl")
     assert sentence == f"train_dataset.path: other.jsonl, row 0: {says}"
+
+
+def test_a_run_folder_in_use_is_refused_also_without_the_launcher(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    with open_run(config):
+        with pytest.raises(ConfigError, match=r"run folder runs/e/trial0 is in use by pid"):
+            with open_run(config):
+                pass
+        assert Path("runs/e/trial0/status.json").exists(), "the first is left alone"
+    with open_run(config):  # freed, and moved aside
+        pass
+    assert len(list(Path("runs/e").iterdir())) == 2
+    monkeypatch.setenv(ROLE, "trainer")
+    with claimed(RunFolder(Path("runs/e/trial0"))), open_run(config):  # the launcher's own trainer
+        pass

@@ -1,4 +1,7 @@
-"""One launcher per run folder: the kernel frees it with its owner, also after kill -9."""
+"""One run per run folder: the kernel frees it with its owner, also after kill -9.
+
+The owner is the launcher, or a script of a user's own that opens the run without one.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from pathlib import Path
 from arealite.errors import ConfigError
 from arealite.telemetry.run_folder import RunFolder
 
-NAME = "launcher.lock"
+NAME = "run.lock"
 
 
 @contextmanager
 def claimed(folder: RunFolder) -> Iterator[Path | None]:
     """Holds the run folder, new and empty; gives the name under which an older run is now kept.
 
-    Raises ConfigError when another launcher holds it.
+    Raises ConfigError when another run holds it.
     """
     with ExitStack() as held:
         held.callback(os.close, _lock(folder))
@@ -38,7 +41,7 @@ def _lock(folder: RunFolder) -> int:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(path, descriptor):  # moved aside by another launcher at this moment
+        if not _is_at(path, descriptor):  # moved aside by another run at this moment
             raise BlockingIOError
     except BlockingIOError:
         owner = _owner(path)
