@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from arealite.algorithms.grpo import GRPO
 from arealite.config import Config
 from arealite.data.batch import to_batch
-from arealite.run import Evaluation, open_rollouts, open_run, run_trainer
+from arealite.run import Evaluation, HeldOutLoss, open_rollouts, open_run, run_trainer
 from arealite.training.policy import Policy
 from arealite.training.sft import cross_entropy
 
@@ -35,10 +35,13 @@ def train(config: Config, addresses: Sequence[str]) -> None:
 def finetune(config: Config, addresses: Sequence[str] = ()) -> None:
     """Supervised fine-tuning: rows of prompt and completion become batches, batches a model."""
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
+        held_out = HeldOutLoss(run, policy)
+        held_out.record_if_due(policy.version)
         for version, batch in zip(range(run.total_versions), run.sft_batches(), strict=False):
             stats = policy.update(batch, cross_entropy)
             policy.version = version + 1
             run.record(version + 1, batch.stats | stats)
+            held_out.record_if_due(version + 1)
             run.save_if_due(policy, version + 1)
         run.save(policy)
 

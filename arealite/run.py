@@ -40,7 +40,7 @@ from arealite.telemetry.waits import Waits
 from arealite.training.checkpoint import check_export, save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
-from arealite.training.sft import epochs, to_samples
+from arealite.training.sft import cross_entropy, epochs, to_samples
 from arealite.types import Episode, GenerationHyperparameters
 
 MUCH = 0.05
@@ -310,6 +310,25 @@ class Evaluation:
 
     def _collect(self, version: int) -> None:
         self._run.record_evaluation(version, self._open.pop(version).result())
+
+
+class HeldOutLoss:
+    """The evaluation of mode: sft: the mean loss of the held-out completions' tokens."""
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        self._run, self._policy = run, policy
+        dataset, self._samples = run.config.valid_dataset, []
+        if dataset.path:
+            rows = load_rows(dataset, "valid_dataset")
+            self._samples = to_samples(rows, run.tokenizer, dataset.max_length, "valid_dataset")
+
+    def record_if_due(self, version: int) -> None:
+        """Before and after training, and every evaluator.freq_steps versions."""
+        every, last = self._run.config.evaluator.freq_steps, self._run.total_versions
+        if self._samples and (version in (0, last) or (every and version % every == 0)):
+            self._run.status.set(phase="evaluating")
+            loss = self._policy.loss_of(self._samples, cross_entropy)
+            self._run.record_evaluation(version, {"eval/valid/loss": loss})
 
 
 def run_trainer(

@@ -162,9 +162,12 @@ def _rl(config: Config) -> Iterator[Broken]:
 
 
 def _sft(config: Config) -> Iterator[Broken]:
-    if config.train_dataset.max_length > config.actor.mb_spec.max_tokens_per_mb:
-        yield (
-            "actor.mb_spec.max_tokens_per_mb",
-            f"a sequence may have train_dataset.max_length = {config.train_dataset.max_length} "
-            f"tokens, more than this budget of {config.actor.mb_spec.max_tokens_per_mb}; raise it",
-        )
+    budget = config.actor.mb_spec.max_tokens_per_mb
+    for section in ("train_dataset", "valid_dataset"):
+        dataset = getattr(config, section)
+        if dataset.path and dataset.max_length > budget:
+            yield (
+                "actor.mb_spec.max_tokens_per_mb",
+                f"a sequence may have {section}.max_length = {dataset.max_length} tokens, more "
+                f"than this budget of {budget}; raise it",
+            )

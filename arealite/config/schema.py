@@ -132,13 +132,13 @@ class DatasetConfig:
     split: str = opt("train", "split of a hub data set")
     batch_size: int = opt(32, "rows per batch; each row becomes gconfig.n_samples samples")
     shuffle: bool = opt(True, "a new order in every epoch, fixed by the seed")
-    max_length: int = opt(1024, "longest prompt in tokens")
+    max_length: int = opt(1024, "longest prompt in tokens; in mode: sft prompt and completion")
     max_rows: int | None = opt(None, "use only the first rows; null: all")
 
 
 @dataclass(frozen=True)
 class EvaluatorConfig:
-    """The held-out set is played before, during and after training."""
+    """The held-out set is played before, during and after training; mode: sft takes its loss."""
 
     freq_steps: int | None = opt(None, "versions between evaluations; null: before and after only")
     n_samples: int = opt(1, "samples per held-out row")
@@ -198,7 +198,9 @@ class Config:
     gconfig: GenerationHyperparameters = section(GenerationHyperparameters, "sampling in training")
     train_dataset: DatasetConfig = section(DatasetConfig, "rows to learn from")
     valid_dataset: DatasetConfig = section(DatasetConfig, "held-out rows; empty path: none")
-    evaluator: EvaluatorConfig = section(EvaluatorConfig, "evaluation")
+    evaluator: EvaluatorConfig = section(
+        EvaluatorConfig, "evaluation; in mode: sft of the loss, which freq_steps alone concerns"
+    )
     saver: SaverConfig = section(SaverConfig, "saved models")
     stats_logger: StatsLoggerConfig = section(StatsLoggerConfig, "trackers")
     scheduler: SchedulerConfig = section(SchedulerConfig, "launching")

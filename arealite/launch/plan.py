@@ -90,7 +90,7 @@ def _check(config: Config, facts: Facts) -> None:
             f"train_dataset.batch_size is {size}, but {config.train_dataset.path} has only "
             f"{facts.train_rows} rows; lower it or make more rows"
         )
-    longest = context_length(config) if config.mode == "rl" else config.train_dataset.max_length
+    longest = context_length(config) if config.mode == "rl" else longest_prompt(config)
     if facts.max_positions is not None and longest > facts.max_positions:
         raise ConfigError(
             f"sequences may have {longest} tokens ({_longest_words(config)}), but "
@@ -99,13 +99,12 @@ def _check(config: Config, facts: Facts) -> None:
 
 
 def _longest_words(config: Config) -> str:
-    length = config.train_dataset.max_length
-    if config.mode == "sft":
-        return f"train_dataset.max_length {length}"
     prompt = longest_prompt(config)
-    section = "train_dataset" if prompt == length else "valid_dataset"
-    new = config.gconfig.max_new_tokens
-    return f"{section}.max_length {prompt} + gconfig.max_new_tokens {new}"
+    section = "train_dataset" if prompt == config.train_dataset.max_length else "valid_dataset"
+    words = f"{section}.max_length {prompt}"
+    if config.mode == "sft":
+        return words
+    return f"{words} + gconfig.max_new_tokens {config.gconfig.max_new_tokens}"
 
 
 def _threads(config: Config, facts: Facts) -> dict[str, int]:

@@ -43,12 +43,12 @@ def _entry(name: str, text: str) -> list[str]:
 
 
 def _accuracies(view: View) -> list[str]:
-    """Before and after per held-out set: eval/<set>/accuracy and eval/<set>/mean, as there are."""
+    """Before and after per held-out set: eval/<set>/accuracy, /mean and /loss, as there are."""
     keys = {
         key
         for row in view.rows
         for key in row
-        if key.startswith("eval/") and key.endswith(("/mean", "/accuracy"))
+        if key.startswith("eval/") and key.endswith(("/mean", "/accuracy", "/loss"))
     }
     lines = []
     for key in sorted(keys):

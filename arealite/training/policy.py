@@ -85,6 +85,20 @@ class Policy:
         seconds = time.monotonic() - started
         return self._stats(sums, batch, len(parts), seconds)
 
+    @torch.no_grad()
+    def loss_of(self, samples: Sequence[Sample], loss: Loss) -> float:
+        """The mean loss of their trained tokens; nothing is learned from it."""
+        self._check_tokens(samples)
+        total, tokens = 0.0, 0
+        for micro in micro_batches(samples, self.config.actor.mb_spec.max_tokens_per_mb):
+            micro = micro.to(self.config.actor.device)
+            logprobs, _ = token_logprobs(self.model, micro, self._temperature)
+            total += float(loss(logprobs, micro)[0])
+            tokens += len(micro.targets)
+        if not math.isfinite(total):
+            raise NonFinite(f"the held-out loss is {total} at version {self.version}")
+        return total / max(tokens, 1)
+
     def export(self, version: int) -> WeightUpdate:
         """Writes the weights as a complete folder, with the probe that a right engine answers."""
         if self._publisher is None:
@@ -100,8 +114,8 @@ class Policy:
         if self._publisher is not None:
             self._publisher.close()
 
-    def _check_tokens(self, batch: Batch) -> None:
-        for sample in batch.samples:
+    def _check_tokens(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
             for token in (min(sample.tokens), max(sample.tokens)):
                 if not 0 <= token < self._vocabulary:
                     raise ConfigError(

@@ -1,4 +1,4 @@
-"""The composition of a run: what it refuses before anything is played."""
+"""The composition of a run: what it refuses before anything is played, and what sft evaluates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from training_support import saved, tiny_tokenizer
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
+from arealite.main import finetune
 from arealite.processes import ROLE
 from arealite.run import open_rollouts, open_run
 from arealite.telemetry.lock import claimed
+from arealite.telemetry.metrics import load_metrics, series
 from arealite.telemetry.run_folder import RunFolder
 
 ROWS = [{"prompt": f"{a}+{b}", "completion": f"{a + b}"} for a in range(4) for b in range(4)]
@@ -116,3 +118,34 @@ def test_a_run_folder_in_use_is_refused_also_without_the_launcher(
     monkeypatch.setenv(ROLE, "trainer")
     with claimed(RunFolder(Path("runs/e/trial0"))), open_run(config):  # the launcher's own trainer
         pass
+
+
+def losses(config: Config) -> dict[int, float]:
+    finetune(config)
+    rows = load_metrics(RunFolder.of("runs", "e", config.trial_name).metrics)
+    return dict(zip(*series(rows, "eval/valid/loss"), strict=True))
+
+
+def test_sft_evaluates_before_at_its_steps_and_after() -> None:
+    write("held_out.jsonl", [{"prompt": "1+4", "completion": "5"}])
+    sft = ["mode=sft", "valid_dataset.path=held_out.jsonl"]
+    found = losses(config_of(*sft, "evaluator.freq_steps=2"))
+    assert list(found) == [0, 2, 4]
+    assert found[4] < found[0]
+    assert list(losses(config_of(*sft, "trial_name=ends"))) == [0, 4]
+    assert losses(config_of("mode=sft", "trial_name=none")) == {}
+    assert "eval/valid/loss" in Path("runs/e/ends/summary.txt").read_text()
+
+
+def test_the_held_out_loss_is_the_loss_of_a_step_that_learns_nothing() -> None:
+    same = ["mode=sft", "valid_dataset.path=rows.jsonl", "train_dataset.batch_size=16"]
+    found = losses(config_of(*same, "actor.optimizer.lr=0", "total_train_steps=1"))
+    rows = load_metrics(RunFolder.of("runs", "e", "trial0").metrics)
+    assert series(rows, "loss/policy")[1][0] == pytest.approx(found[0], rel=1e-5)
+    assert found[0] == found[1]
+
+
+def test_a_held_out_row_that_cannot_be_used_is_named_before_training() -> None:
+    write("held_out.jsonl", [{"prompt": "1+4", "completion": None}, ROWS[0]])
+    with pytest.raises(ConfigError, match=r"^valid_dataset: row 0: completion is null; give text"):
+        losses(config_of("mode=sft", "valid_dataset.path=held_out.jsonl"))

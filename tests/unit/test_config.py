@@ -449,7 +449,16 @@ def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> 
         (
             ["mode=sft", "actor.mb_spec.max_tokens_per_mb=1023"],
             "actor.mb_spec.max_tokens_per_mb",
-            "1024",
+            "train_dataset.max_length = 1024",
+        ),
+        (
+            [
+                "mode=sft",
+                "valid_dataset={path: v, max_length: 2000}",
+                "actor.mb_spec.max_tokens_per_mb=1999",
+            ],
+            "actor.mb_spec.max_tokens_per_mb",
+            "valid_dataset.max_length = 2000",
         ),
     ],
 )

@@ -113,6 +113,9 @@ def test_a_sequence_longer_than_the_model_is_an_error(tmp_path: Path) -> None:
         plan_of(tmp_path, max_positions=1279)
     assert plan_of(tmp_path, max_positions=1280)
     assert plan_of(tmp_path, "mode=sft", max_positions=1024)
+    held_out = ["mode=sft", "valid_dataset={path: v.jsonl, max_length: 2000}"]
+    with pytest.raises(ConfigError, match=r"2000 tokens \(valid_dataset.max_length 2000\)"):
+        plan_of(tmp_path, *held_out, max_positions=1999)
 
 
 def test_an_engine_holds_the_longest_held_out_prompt_too(tmp_path: Path) -> None:
