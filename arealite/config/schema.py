@@ -61,7 +61,9 @@ class ActorConfig:
     """The policy being trained."""
 
     path: str = opt("", "Hugging Face folder or hub id of the model")
-    dtype: Literal["float32", "bfloat16"] = opt("bfloat16", "type of the weights")
+    dtype: Literal["float32", "bfloat16"] = opt(
+        "bfloat16", "type of the weights; bfloat16 is trained through float32 master copies"
+    )
     device: Literal["cpu", "cuda"] = opt("cpu", "where the trainer runs")
     threads: int | None = opt(None, "CPU threads of the trainer; null: its share of the cores")
     gradient_checkpointing: bool = opt(False, "recompute activations: less memory, more time")
@@ -150,7 +152,9 @@ class EvaluatorConfig:
 @dataclass(frozen=True)
 class SaverConfig:
     freq_steps: int | None = opt(None, "versions between saved models; null: only the last")
-    export: str = opt("", "also write the last model to this folder")
+    export: str = opt(
+        "", "also write the last model there: a new or empty folder, or a former export"
+    )
 
 
 @dataclass(frozen=True)
