@@ -30,11 +30,12 @@ def load_rows(config: DatasetConfig, section: str) -> Any:
         else:
             rows = load_dataset(config.path, split=config.split)
     except Exception as error:  # the library wraps parser errors in several types of its own
-        place = _bad_line(Path(config.path)) if local else ""
-        reason = str(error.__cause__ or error).split("\n")[0]
-        raise ConfigError(
-            f"{section}.path: {config.path}{place} cannot be loaded: {reason}"
-        ) from None
+        what = f"{config.path}{_bad_line(Path(config.path))}" if local else config.path
+        if not Path(config.path).exists():
+            what = f"there is no {config.path} here, and taken as a hub id it"
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        remedy = "" if local else " (give a .jsonl file, or a hub id that this machine can reach)"
+        raise ConfigError(f"{section}.path: {what} cannot be loaded: {reason}{remedy}") from None
     if config.max_rows is not None:
         rows = rows.select(range(min(config.max_rows, len(rows))))
     if len(rows) == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arealite.config import Config, DatasetConfig
-from arealite.launch.inputs import Missing, missing
+from arealite.launch.inputs import Missing, hub_ids, missing
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Facts:
     kv_bytes_per_token: int | None
     max_positions: int | None
     missing: tuple[Missing, ...] = ()
+    hub_ids: tuple[Missing, ...] = ()
 
 
 def gather(config: Config) -> Facts:
@@ -38,6 +39,7 @@ def gather(config: Config) -> Facts:
         kv_bytes_per_token=_kv_bytes(model, config.actor.dtype) if model else None,
         max_positions=model.get("max_position_embeddings") if model else None,
         missing=missing(config),
+        hub_ids=hub_ids(config),
     )
 
 

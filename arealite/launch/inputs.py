@@ -21,6 +21,16 @@ Missing = tuple[str, str]
 
 def missing(config: Config) -> tuple[Missing, ...]:
     """Local files and folders that are not there, and that no prepare step will still make."""
+    return tuple((key, path) for key, path in _absent(config) if _is_local(path))
+
+
+def hub_ids(config: Config) -> tuple[Missing, ...]:
+    """What is not here and may be a hub id, or else a folder that is missing after all."""
+    return tuple((key, path) for key, path in _absent(config) if not _is_local(path))
+
+
+def _absent(config: Config) -> Iterator[Missing]:
+    """What is neither here nor made by a prepare step."""
     named = {
         "actor.path": config.actor.path,
         "tokenizer_path": config.tokenizer_path,
@@ -31,14 +41,10 @@ def missing(config: Config) -> tuple[Missing, ...]:
         del named["tokenizer_path"]
     made = [_absolute(path) for path in _still_made(config)]
     beside = {path.parent for path in made}  # one step may make the files of a folder
-    return tuple(
-        (key, path)
-        for key, path in named.items()
-        if _is_local(path)
-        and not os.path.exists(path)
-        and not _is_in(path, made)
-        and _absolute(path).parent not in beside
-    )
+    for key, path in named.items():
+        is_made = _is_in(path, made) or _absolute(path).parent in beside
+        if path and not os.path.exists(path) and not is_made:
+            yield key, path
 
 
 def require(absent: tuple[Missing, ...]) -> None:

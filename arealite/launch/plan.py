@@ -182,6 +182,8 @@ def _report(
     )
     yield f"versions       {steps if steps is not None else 'by the epochs, once rows are counted'}"
     yield from _memory(config, facts)
+    for key, path in facts.hub_ids:
+        yield f"hub            there is no {path} here: {key} is taken as a hub id"
     for key, path in facts.missing:
         yield f"missing: {key} {path} is not there yet; the run cannot start without it"
 

@@ -23,7 +23,8 @@ def load_model(config: ActorConfig) -> nn.Module:
     logging.disable_progress_bar()  # a bar per published version is noise in a log
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("actor.device: cuda was asked for, but torch sees no GPU; use cpu")
-    model = _loaded(AutoModelForCausalLM.from_pretrained, config.path, dtype=DTYPES[config.dtype])
+    load = AutoModelForCausalLM.from_pretrained
+    model = _loaded("actor.path", load, config.path, dtype=DTYPES[config.dtype])
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return _quiet(model.to(config.device))
@@ -43,21 +44,23 @@ def _quiet(model: nn.Module) -> nn.Module:
 
 
 def load_tokenizer(path: str) -> Any:
+    """The tokenizer of tokenizer_path, which is actor.path by default. Raises ConfigError."""
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer.from_pretrained, path)
+    return _loaded("tokenizer_path", AutoTokenizer.from_pretrained, path)
 
 
-def _loaded(load: Any, path: str, **options: Any) -> Any:
-    looks_local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if looks_local and not Path(path).is_dir():
-        raise ConfigError(f"actor.path: {path}: there is no such folder")
+def _loaded(key: str, load: Any, path: str, **options: Any) -> Any:
+    is_folder = Path(path).is_dir()
+    if not is_folder and (path.startswith((".", "/", "~")) or Path(path).exists()):
+        raise ConfigError(f"{key}: {path}: there is no such folder")
     try:
         return load(os.path.expanduser(path), **options)
     except Exception as error:  # the hub client and the parsers raise a dozen types
+        what = path if is_folder else f"there is no folder {path} here, and taken as a hub id it"
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"actor.path: {path} cannot be loaded: {reason} "
+            f"{key}: {what} cannot be loaded: {reason} "
             "(give a Hugging Face folder, or a hub id that this machine can reach)"
         ) from None
 

@@ -9,7 +9,7 @@ import yaml
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
-from arealite.launch.inputs import check_code, missing, require
+from arealite.launch.inputs import check_code, hub_ids, missing, require
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.run_folder import RunFolder
 
@@ -66,8 +66,14 @@ def test_a_local_path_that_is_not_there_is_named(key: str, path: str) -> None:
 
 def test_hub_ids_and_files_that_are_there_are_not_missing() -> None:
     Path("rows.jsonl").touch()
-    assert missing(config_of("train_dataset.path=rows.jsonl")) == ()
+    config = config_of("train_dataset.path=rows.jsonl", "tokenizer_path=models/mine")
+    assert missing(config) == ()
     require(())
+    assert hub_ids(config) == (("actor.path", "owner/model"), ("tokenizer_path", "models/mine"))
+    Path("models/mine").mkdir(parents=True)
+    steps = [{"makes": "owner/model", "run": "x"}]
+    config = config_of("train_dataset.path=rows.jsonl", "tokenizer_path=models/mine", prepare=steps)
+    assert hub_ids(config) == ()
 
 
 @pytest.mark.parametrize(

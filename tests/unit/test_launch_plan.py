@@ -161,6 +161,12 @@ def test_the_report_does_the_batch_arithmetic(tmp_path: Path) -> None:
     assert "cache 8.2 MB" in report  # 64 sequences of 1280 tokens
 
 
+def test_what_is_taken_as_a_hub_id_is_told(tmp_path: Path) -> None:
+    facts = dataclasses.replace(UNKNOWN, hub_ids=(("actor.path", "models/m"),))
+    report = make_plan(config_of(tmp_path), facts, "x.yaml").report
+    assert "hub            there is no models/m here: actor.path is taken as a hub id" in report
+
+
 def test_the_plan_is_a_pure_function(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert plan_of(tmp_path) == plan_of(tmp_path)

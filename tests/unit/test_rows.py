@@ -93,3 +93,21 @@ def test_a_missing_file_and_an_empty_one_are_told(tmp_path: Path) -> None:
         load_rows(DatasetConfig(path=str(tmp_path / "none.jsonl")), "train_dataset")
     with pytest.raises(ConfigError, match=r"train_dataset.path: .*rows.jsonl"):
         load_rows(_file(tmp_path), "train_dataset")
+
+
+def test_what_may_be_a_hub_id_or_a_folder_that_is_not_there_is_told_as_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as told:
+        load_rows(DatasetConfig(path="data/foo"), "train_dataset")
+    assert str(told.value) == (
+        "train_dataset.path: there is no data/foo here, and taken as a hub id it cannot be loaded: "
+        "Couldn't reach the Hub (give a .jsonl file, or a hub id that this machine can reach)"
+    )

@@ -38,7 +38,8 @@ def model_folder(model: str) -> Path:
     except Exception as error:  # the client raises a dozen types of several libraries
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{model} is neither a folder here nor a model that the hub gave: {reason}"
+            f"there is no folder {model} here, and taken as a hub id it cannot be loaded: {reason} "
+            "(give a Hugging Face folder, or a hub id that this machine can reach)"
         ) from None
 
 
