@@ -275,17 +275,23 @@ class RemoteEngine:
         reply = await self._transport.post(server, "/generate", body)
         return sglang.parse_probe(reply, body, self._mark, update.version)
 
-    async def server_metrics(self) -> Mapping[str, float]:
-        """The servers' counters, summed; empty for a server that has none.
+    async def redispatch(self) -> int:
+        """Every request under way is sent once more, to another server where there is one."""
+        return self._transport.take_back()
 
+    async def server_metrics(self) -> Mapping[str, float]:
+        """The servers' counters, summed; a server that has none counts for nothing.
+
+        servers: how many answered. refused: how often one was busy (429).
         versions_stamped_by_client: tokens whose version no server told, if there were any.
         """
-        total: dict[str, float] = {}
+        total: dict[str, float] = {"refused": float(self._transport.refused), "servers": 0.0}
         for server in self.servers:
             try:
                 info = await self._transport.get(server, "/get_server_info", 10.0)
             except EngineError:
                 continue
+            total["servers"] += 1.0
             for key, value in info.items() if isinstance(info, Mapping) else ():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     total[key] = total.get(key, 0.0) + value

@@ -38,6 +38,10 @@ class Refused(EngineError):
     """A server answered 4xx: the request itself is wrong, and would be so everywhere."""
 
 
+class TakenBack(EngineError):
+    """The attempt was given up from here, to be made elsewhere."""
+
+
 class Busy(EngineError):
     """A server answered 429. retry_after_s: how long it asks to be left alone, if it says so."""
 
@@ -107,13 +111,14 @@ class _Connector(aiohttp.TCPConnector):
 class Transport:
     """Talks to servers. request_timeout_s: of one attempt; retries: attempts beyond the first.
 
-    closed: from now on every request is an error.
+    closed: from now on every request is an error. refused: how often a server said 429.
     """
 
     def __init__(self, waits: Waits, request_timeout_s: float, retries: int) -> None:
         self._waits, self._timeout_s, self._retries = waits, request_timeout_s, retries
         self._session: aiohttp.ClientSession | None = None
-        self.closed = False
+        self._attempts: set[asyncio.Future[Any]] = set()
+        self.closed, self.refused = False, 0
 
     async def exchange(
         self, servers: Sequence[Server], n: int, attempt: Callable[[Server], Awaitable[T]]
@@ -128,16 +133,20 @@ class Transport:
         failures: Counter[str] = Counter()
         busy: Counter[str] = Counter()
         not_before: defaultdict[str, float] = defaultdict(float)  # loop time, per busy server
-        rest = 0.0
+        rest, failed = 0.0, 0
         while True:
             wait = {s.address: max(0.0, not_before[s.address] - now()) for s in servers}
             server = min(servers, key=partial(_burden, failures=failures, wait=wait))
             await asyncio.sleep(max(rest, wait[server.address]))
             server.running += n
             try:
-                return await attempt(server)
+                return await self._watched(attempt(server), server)
+            except TakenBack:
+                rest = 0.0
+                failures[server.address] += 1
             except Busy as error:
                 rest = 0.0
+                self.refused += 1
                 busy[server.address] += 1
                 asked = error.retry_after_s
                 pause = pause_s(busy[server.address] - 1) if asked is None else asked
@@ -148,11 +157,31 @@ class Transport:
                     ) from None
             except EngineError as error:
                 failures[server.address] += 1
-                if isinstance(error, Refused) or failures.total() > self._retries:
+                failed += 1
+                if isinstance(error, Refused) or failed > self._retries:
                     raise
-                rest = pause_s(failures.total() - 1)
+                rest = pause_s(failed - 1)
             finally:
                 server.running -= n
+
+    def take_back(self) -> int:
+        """Every attempt under way is made again, on another server where there is one; how many."""
+        attempts, self._attempts = self._attempts, set()
+        for task in attempts:
+            task.cancel()
+        return len(attempts)
+
+    async def _watched(self, attempt: Awaitable[T], server: Server) -> T:
+        task = asyncio.ensure_future(attempt)
+        self._attempts.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task in self._attempts:  # whoever waits for it was cancelled, not the attempt alone
+                raise
+            raise TakenBack(f"server {server.address} was given up") from None
+        finally:
+            self._attempts.discard(task)
 
     async def post(self, server: Server, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON value that answers. Raises EngineError naming the server, Busy or Refused."""

@@ -248,7 +248,12 @@ def test_the_metrics_of_servers_are_summed_and_a_dead_one_is_left_out() -> None:
         first.always["/get_server_info"] = says(info)
         second.always["/get_server_info"] = says({"tokens_generated": 7.5})
         async with refusing() as dead, client_of(first, dead, second) as engine:
-            assert await engine.server_metrics() == {"tokens_generated": 12.5, "running": 1}
+            assert await engine.server_metrics() == {
+                "tokens_generated": 12.5,
+                "running": 1,
+                "refused": 0.0,
+                "servers": 2.0,
+            }
 
     run(test)
 
@@ -270,5 +275,38 @@ def test_closing_leaves_nothing() -> None:
         while server.open:  # the server sees its clients leave
             await asyncio.sleep(0.001)
         assert len(server.bodies()) == 3
+
+    run(test)
+
+
+def test_what_hangs_is_sent_again_elsewhere_at_once() -> None:
+    """Also with no retries left: it is no failure of the request."""
+
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.always["/generate"] = hangs
+        async with client_of(first, second, request_retries=0) as engine:
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while not first.open:
+                await asyncio.sleep(0.001)
+            assert await engine.redispatch() == 1
+            assert (await asked).output_tokens == [10]
+            assert await engine.redispatch() == 0
+
+    run(test)
+
+
+def test_a_workflow_that_is_cancelled_stays_cancelled() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.always["/generate"] = second.always["/generate"] = hangs
+        async with client_of(first, second) as engine:
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while not first.open:
+                await asyncio.sleep(0.001)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while first.open:
+                await asyncio.sleep(0.001)
+        assert not second.bodies()
 
     run(test)
