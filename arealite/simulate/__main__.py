@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with boundary():
         options = _parser().parse_intermixed_args(sys.argv[1:] if argv is None else argv)
         config = load(options.config, options.overrides)
+        if options.versions < 4:
+            raise ConfigError(f"--versions {options.versions}: at least 4 tell anything")
         measured = speeds_of(Path(options.profile)) if options.profile else Speeds()
         speeds = measured.changed(options.set)
         base = scenario_of(config, speeds, options.versions)

@@ -1,7 +1,8 @@
 """The staleness rule over every interleaving of episodes, batches and versions.
 
 A state machine drives the real Buffer as the runner and the trainer do: admit, end in one of the
-ways an episode can end, take, train, publish. Versions of tokens are drawn at random within what an
+ways an episode can end, take, train, publish; and crash, after which all that was not published is
+played again. Versions of tokens are drawn at random within what an
 engine could do: never older than some policy that was published, never newer than the newest.
 """
 
@@ -55,6 +56,10 @@ class BufferMachine(RuleBasedStateMachine):
         self.batches: list[tuple[int, list[Episode]]] = []
         self.taking: asyncio.Task[list[Episode]] | None = None
         self.serial = 0
+        self.again: list[str] = []  # rows that a crash gave back, oldest first
+        self.committed: set[str] = set()  # trained, and their version was published
+        self.uncommitted: list[str] = []
+        self.n_batches = self.n_skipped = 0
         self.last_in_order = -1
 
     @initialize(
@@ -90,8 +95,10 @@ class BufferMachine(RuleBasedStateMachine):
         if self.taking is not None and self.taking.done():
             batch = self.taking.result()
             self.taking = None
+            self.n_batches += 1
             for episode in batch:
                 self.fates[episode.sample_id].append("trained")
+                self.uncommitted.append(episode.sample_id)
             self.batches.append((self.buffer.version, batch))
             self.trained_version = self.buffer.version
 
@@ -111,7 +118,10 @@ class BufferMachine(RuleBasedStateMachine):
 
     def _ask(self) -> asyncio.Task[int]:
         """Asks for a place for the next row."""
-        return self.loop.create_task(self.buffer.admit(f"0:{self.serial}"))
+        return self.loop.create_task(self.buffer.admit(self._next_id()))
+
+    def _next_id(self) -> str:
+        return self.again[0] if self.again else f"0:{self.serial}"
 
     def _admitted(self, task: asyncio.Task[int]) -> None:
         if not task.done():
@@ -119,8 +129,11 @@ class BufferMachine(RuleBasedStateMachine):
             task.cancel()
             self._turn()
             return
-        sample_id = f"0:{self.serial}"
-        self.serial += 1
+        sample_id = self._next_id()
+        if self.again:
+            self.again.pop(0)
+        else:
+            self.serial += 1
         assert task.result() == self.buffer.version
         self.running[sample_id] = task.result()
         self.fates[sample_id] = []
@@ -149,11 +162,45 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.give_back(sample_id, reason)
         self._turn()
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def skip(self, data: Any) -> None:
+        """A filter without refill: the place stays taken, and nothing is in it."""
+        sample_id = data.draw(st.sampled_from(sorted(self.running)))
+        del self.running[sample_id]
+        self.fates[sample_id].append("filtered")
+        self.n_skipped += 1
+        self.buffer.skip(sample_id)
+        self._turn()
+
+    @rule(cap=st.integers(1, 6))
+    def limit(self, cap: int) -> None:
+        """Adaptive concurrency: what runs beyond a lower limit goes on."""
+        self.cap = cap
+        self.buffer.limit(cap)
+        self._turn()
+
+    @precondition(lambda self: self.taking is None)
+    @rule()
+    def crash_and_restore(self) -> None:
+        """Only what was published is left; every other row is to do again."""
+        left = [i for i, fates in self.fates.items() if fates in ([], ["dropped_stale"])]
+        self.again = sorted({*self.again, *left, *self.uncommitted}, key=lambda i: int(i[2:]))
+        assert not self.committed & set(self.again), "a row is trained twice"
+        self.running.clear()
+        self.fates.clear()
+        self.uncommitted.clear()
+        self.n_batches = self.n_skipped = 0
+        self.last_in_order = -1
+        self.trained_version = -1
+        old = self.buffer
+        self.begin(old.batch_size, old.eta, self.late, old.version, self.cap)
+
     @precondition(lambda self: not self.running)
     @rule()
     def nothing_can_end_that_was_not_admitted(self) -> None:
         with pytest.raises(RuntimeError, match="does not run"):
-            self.buffer.give_back("0:0", "failed")
+            self.buffer.give_back("1:0", "failed")
 
     @precondition(lambda self: self.may_take)
     @rule()
@@ -169,6 +216,9 @@ class BufferMachine(RuleBasedStateMachine):
     @rule()
     def advance(self) -> None:
         self.buffer.advance(self.buffer.version + 1)
+        assert not self.committed & set(self.uncommitted), "a row is trained twice"
+        self.committed.update(self.uncommitted)
+        self.uncommitted.clear()
         self._turn()
 
     @precondition(lambda self: self.may_take)
@@ -177,7 +227,8 @@ class BufferMachine(RuleBasedStateMachine):
         """No deadlock: from wherever the run is, fresh episodes complete a batch; the oldest
         in flight is left to grow older still, unless its place is needed."""
         self.take()
-        for _ in range((self.buffer.eta + 2) * self.buffer.batch_size + len(self.running) + 1):
+        places = (self.buffer.eta + 2) * self.buffer.batch_size + len(self.running)
+        for _ in range(2 * places + 2):  # twice: a batch of skipped places alone is taken first
             if self.taking is None:
                 break
             if self.buffer.room > 0:
@@ -214,10 +265,9 @@ class BufferMachine(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         b = self.buffer
-        useful = [f for f in self.fates.values() if f in ([], ["trained"])]
-        free = (b.version - self.start + b.eta + 1) * b.batch_size - len(useful)
+        useful = len(self.running) + len(b) + self.n_batches * b.batch_size
+        free = (b.version - self.start + b.eta + 1) * b.batch_size - useful
         assert free >= 0
-        assert self.cap is None or b.running <= self.cap
         assert b.room == min(free, free if self.cap is None else self.cap - b.running)
 
     @invariant()
@@ -230,12 +280,28 @@ class BufferMachine(RuleBasedStateMachine):
             assert counts[fate] == sum(f == [fate] for f in self.fates.values()), fate
         assert counts["admitted"] == len(self.fates)
         fateless = sum(not f for f in self.fates.values())
-        assert fateless == len(self.running) + len(self.buffer)
+        assert fateless == len(self.running) + len(self.buffer) - self._skipped_and_ready
+
+    @property
+    def _skipped_and_ready(self) -> int:
+        return sum(episode is None for _, episode in self.buffer._ready)
 
     @invariant()
-    def every_batch_is_whole_and_no_trained_token_is_older_than_eta(self) -> None:
+    def every_batch_is_whole(self) -> None:
+        """It consumes batch_size places: what was trained, and what was skipped among it."""
+        if not hasattr(self, "buffer"):
+            return
+        size = self.buffer.batch_size
+        skipped = self.n_batches * size - self.buffer.counts["trained"]
+        freed = self.n_skipped - self._skipped_and_ready - skipped
+        assert skipped >= 0
+        assert freed >= 0
+        assert freed % size == 0, "only whole batches of nothing are passed over"
+
+    @invariant()
+    def no_trained_token_is_older_than_eta(self) -> None:
         for version, batch in self.batches:
-            assert len(batch) == self.buffer.batch_size, "take returns exactly batch_size"
+            assert 0 < len(batch) <= self.buffer.batch_size
             _check_lags(batch, version, self.buffer.eta, self.late)
             if self.late == "wait":
                 orders = [int(episode.sample_id[2:]) for episode in batch]
