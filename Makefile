@@ -21,10 +21,10 @@ BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test million check bench clean
 
 help:
-	@echo "make demo | test | check | bench | venv | clean"
+	@echo "make demo | test | million | check | bench | venv | clean"
 
 # Two stamps: the demo needs no wandb and no mypy.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -51,6 +51,10 @@ check: $(VENV)/.installed-dev
 
 test: check
 	$(BIN)/python -m pytest $(ARGS)
+
+# A million simulated versions under the staleness rule: minutes on two cores.
+million: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m million
 
 bench: $(VENV)/.installed-dev
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
