@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import datasets
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a user's folder is put there
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(ROLE, raising=False)
     tiny_tokenizer().save_pretrained(saved(tmp_path / "model"))
     write("rows.jsonl", ROWS)
-    Path("reward.py").write_text("def compute_score(text, truth): return 0.0\n")
+    Path("composed_reward.py").write_text("def compute_score(text, truth): return 0.0\n")
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def config_of(*overrides: str) -> Config:
     tree: Mapping[str, Any] = {
         "experiment_name": "e",
         "actor": {"path": "model", "dtype": "float32", "optimizer": {"lr": 1e-2}},
-        "rollout": {"reward_fn": "reward.py:compute_score"},
+        "rollout": {"reward_fn": "composed_reward.py:compute_score"},
         "gconfig": {"n_samples": 2},
         "train_dataset": {"path": "rows.jsonl", "batch_size": 4},
         "total_train_steps": 4,
