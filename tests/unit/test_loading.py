@@ -217,6 +217,20 @@ def test_an_arun_episode_with_other_arguments_does_not_fit(tmp_path: Path, signa
     assert sentence.endswith("it is called with engine, data")
 
 
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        ("def check_row(self): ...", "(self) does not fit: too many positional arguments; it is "),
+        ("async def check_row(self, data): ...", " is async; write `def check_row(self, data)`"),
+    ],
+)
+def test_a_check_of_rows_that_could_not_be_asked_is_told(
+    tmp_path: Path, check: str, says: str
+) -> None:
+    sentence = workflow_mistake(tmp_path, f"{GOOD}\n    {check}\n")
+    assert f":Task.check_row{says}" in sentence
+
+
 def test_an_unknown_workflow_argument_is_shown_the_known_ones(tmp_path: Path) -> None:
     sentence = workflow_mistake(tmp_path, GOOD, turn=5)
     assert sentence.startswith("rollout.workflow_kwargs.turn: ")
