@@ -33,6 +33,7 @@ from arealite.launch.scratch import WeightsFolder
 from arealite.processes import LIFELINE, ROLE
 
 TAIL_LINES = 20
+NO_WORD = "no word in its log"
 
 
 class Child:
@@ -47,12 +48,11 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_lines(self) -> str:
-        return "\n".join(f"  {self.name} | {line}" for line in self._lines()[-TAIL_LINES:])
+        lines = self._lines()[-TAIL_LINES:] or [NO_WORD]
+        return "\n".join(f"  {self.name} | {line}" for line in lines)
 
     def last_line(self) -> str:
-        return next(
-            (line for line in reversed(self._lines()) if line.strip()), "no word in its log"
-        )
+        return next((line for line in reversed(self._lines()) if line.strip()), NO_WORD)
 
     def sentence(self) -> str:
         """What the child told of its own failure, or ""."""

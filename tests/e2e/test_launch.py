@@ -86,6 +86,7 @@ def test_a_trainer_that_ends_well_ends_the_run_and_its_servers(tmp_path: Path) -
         ("import sys; print('arealite: NaN in the loss'); sys.exit(7)", 7, "NaN in the loss"),
         ("import sys; print('arealite: asked to'); sys.exit(75)", 75, "asked to"),
         ("import sys; print('no sentence'); sys.exit(3)", 3, "trainer | no sentence"),
+        ("raise SystemExit(3)", 3, "  trainer | no word in its log"),
         ("print('before'); 1 / 0", 1, "ZeroDivisionError"),
         ("import sys; print('arealite: a bug'); sys.exit(70)", 70, "exit code 70; its last lines"),
         (KILLED.format(11), 70, "the trainer was killed by SIGSEGV; its last lines"),
