@@ -215,26 +215,32 @@ class RemoteEngine:
 
     async def wait_ready(self, deadline_s: float) -> None:
         """Returns when every server answers. Raises EnginesExhausted."""
+        await _together(self._ready(server, deadline_s) for server in self.servers)
 
-        async def ready(server: Server) -> None:
+    async def _ready(self, server: Server, deadline_s: float) -> None:
+        last = ""
+
+        async def answered() -> None:
+            nonlocal last
             while True:
                 try:
                     await self._transport.get(server, "/get_model_info", 5.0)
                     return
-                except EngineError:
+                except EngineError as error:
+                    last = f"; the last try: {error}"
                     await sleep(0.1)
 
-        await _together(
-            waited(
-                ready(server),
+        try:
+            await waited(
+                answered(),
                 waits=self._waits,
                 owner=f"server {server.address}",
                 what="start-up",
                 deadline_s=deadline_s,
                 error=EnginesExhausted,
             )
-            for server in self.servers
-        )
+        except EnginesExhausted as error:
+            raise EnginesExhausted(f"{error}{last}") from None
 
     async def update_weights(self, update: WeightUpdate) -> float:
         """Pause, load, resume and verify on every server; nothing is drained.

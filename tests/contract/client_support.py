@@ -57,22 +57,6 @@ async def hangs(request: web.Request, asked: Any) -> web.StreamResponse:
     raise AssertionError("unreachable")
 
 
-async def resets(request: web.Request, asked: Any) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-async def resets_within(request: web.Request, asked: Any) -> web.StreamResponse:
-    """Promises a thousand bytes and dies after nine."""
-    response = web.StreamResponse(headers={"Content-Length": "1000"})
-    await response.prepare(request)
-    await response.write(b'[{"output')
-    assert request.transport is not None
-    request.transport.close()
-    return response
-
-
 class FakeServer:
     """`async with FakeServer() as server`. Handlers in `next[path]` are used up in order; then
     `always[path]`, if set; else a good answer. `asked` is every request: (path, body)."""
@@ -139,11 +123,15 @@ async def client_of(*servers: FakeServer | str, **options: Any) -> AsyncIterator
 
 
 def run(test: Callable[[FakeServer, FakeServer], Coroutine[Any, Any, None]]) -> None:
-    """Runs the test with two servers on a fresh loop, and looks for tasks that it left behind."""
+    """Runs the test with two servers on a fresh loop, and looks for tasks that it left behind.
+
+    A watchdog ends it: no fault may become a silent wait.
+    """
 
     async def main() -> None:
         async with FakeServer() as first, FakeServer() as second:
-            await test(first, second)
+            async with asyncio.timeout(60.0):
+                await test(first, second)
             before = asyncio.current_task()
             ours = [t for t in asyncio.all_tasks() if t is not before and "arealite" in repr(t)]
             assert not ours, ours

@@ -6,77 +6,72 @@ import asyncio
 import time
 
 import pytest
-from client_support import (
-    FakeServer,
-    Handler,
-    ask,
-    client_of,
-    hangs,
-    refusing,
-    resets,
-    resets_within,
-    run,
-    sample,
-    says,
-)
+from chaos import ANSWERS, WELCOME, WIRE, names, vanished
+from client_support import UPDATE, FakeServer, ask, client_of, refusing, run, sample, says
 
 from arealite.engines import http
-from arealite.errors import EngineError
+from arealite.errors import EngineError, EnginesExhausted
 
-SHORT = sample([3, 4])
-SHORT["meta_info"]["output_token_logprobs"].pop()
-
-
-def _span(start: int, end: int) -> Handler:
-    spans = [{"version": "0", "start": start, "end": end}]
-    return says(sample([3, 4], weight_versions=spans))
-
-
-FAULTS: dict[str, tuple[Handler, str]] = {
-    "500": (says("it broke", 500), "answered 500 to POST /generate: it broke"),
-    "503": (says({"error": {"message": "loading"}}, 503), "answered 503 .*: loading"),
-    "reset": (resets, "POST /generate: "),
-    "reset within the body": (resets_within, "POST /generate: "),
-    "HTML": (says("<html>proxy</html>"), "<html>proxy</html>"),
-    "truncated JSON": (says('[{"output_ids": [1'), "POST /generate: .*output_ids"),
-    "nothing": (says(""), "POST /generate: "),
-    "null": (says("null"), "malformed"),
-    "text": (says('"ok"'), "malformed"),
-    "no meta": (says({"output_ids": [1]}), "malformed: KeyError"),
-    "too few logprobs": (says(SHORT), "2 tokens, 1 log-probabilities"),
-    "NaN": (says(sample([3], output_token_logprobs=[[float("nan"), 3, None]])), "not finite"),
-    "null logprob": (says(sample([3], output_token_logprobs=[[None, 3, None]])), "malformed"),
-    "positive logprob": (says(sample([3], output_token_logprobs=[[0.1, 3, 0]])), "above 0: 0.1"),
-    "too many samples": (says([sample([3]), sample([4])]), "2 samples, 1 were asked for"),
-    "no sample": (says([]), "0 samples, 1 were asked for"),
-    "unknown end": (says(sample([3], "explosion")), "unknown reason: explosion"),
-    "unknown version": (says(sample([3], version="latest")), "malformed.*latest"),
-    "spans with a gap": (_span(1, 2), "leave a gap at token 0"),
-    "spans too short": (_span(0, 1), "2 tokens, 2 log-probabilities and 1 versions"),
-    "spans without end": (_span(0, 10**15), "spans end at token"),
-}
+FAULTS = WIRE | ANSWERS
+CONTROL = ("/pause_generation", "/update_weights_from_disk", "/continue_generation")
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(http, "MAX_REPLY_BYTES", 20_000_000)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_retried_elsewhere_and_then_told(name: str) -> None:
-    fault, words = FAULTS[name]
-
+def test_a_fault_is_answered_elsewhere(name: str) -> None:
     async def test(bad: FakeServer, good: FakeServer) -> None:
-        bad.always["/generate"] = fault
-        async with client_of(bad, good) as engine:
+        bad.always["/generate"] = FAULTS[name].answer
+        deadline = 1.0 if FAULTS[name].slow else 20.0
+        async with client_of(bad, good, request_timeout_s=deadline) as engine:
             response = await engine.agenerate(ask())
         assert response.output_tokens == [10]
         assert (len(bad.bodies()), len(good.bodies())) == (1, 1)
-        async with client_of(bad, request_retries=2) as engine:
-            with pytest.raises(EngineError, match=f"server {bad.address}.*{words}"):
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_stays_is_one_clear_error(name: str) -> None:
+    async def test(bad: FakeServer, _: FakeServer) -> None:
+        bad.always["/generate"] = FAULTS[name].answer
+        deadline = 0.2 if FAULTS[name].slow else 20.0
+        async with client_of(bad, request_retries=2, request_timeout_s=deadline) as engine:
+            with pytest.raises(EngineError, match=names(bad.address, FAULTS[name].words)) as error:
                 await engine.agenerate(ask())
-        assert len(bad.bodies()) == 1 + 3
+        assert len(bad.bodies()) == 3
+        assert len(str(error.value)) < 800
+        assert "\n" not in str(error.value)
+
+    run(test)
+
+
+@pytest.mark.parametrize("path", CONTROL)
+@pytest.mark.parametrize("name", WIRE)
+def test_a_fault_while_weights_change_ends_the_run_and_names_the_server(
+    name: str, path: str
+) -> None:
+    async def test(bad: FakeServer, good: FakeServer) -> None:
+        bad.always[path] = WIRE[name].answer
+        deadline = 0.2 if WIRE[name].slow else 20.0
+        async with client_of(bad, good, request_timeout_s=deadline) as engine:
+            with pytest.raises(EnginesExhausted, match=names(bad.address, WIRE[name].words)):
+                await engine.update_weights(UPDATE)
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", WELCOME)
+def test_what_is_only_unusual_is_no_fault(name: str) -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.always["/generate"] = WELCOME[name]
+        async with client_of(server, request_retries=0) as engine:
+            assert (await engine.agenerate(ask())).output_tokens == [10]
 
     run(test)
 
@@ -93,15 +88,17 @@ def test_a_refused_connection() -> None:
     run(test)
 
 
-def test_a_server_that_never_answers() -> None:
-    async def test(bad: FakeServer, good: FakeServer) -> None:
-        bad.always["/generate"] = hangs
-        async with client_of(bad, good, request_timeout_s=0.5) as engine:
-            assert (await engine.agenerate(ask())).output_tokens == [10]
-        async with client_of(bad, request_timeout_s=0.2, request_retries=0) as engine:
-            words = f"server {bad.address} did not answer POST /generate within 0.2 s"
-            with pytest.raises(EngineError, match=words):
-                await engine.agenerate(ask())
+def test_a_server_that_is_gone_while_its_machine_is_not() -> None:
+    async def test(good: FakeServer, _: FakeServer) -> None:
+        async with vanished() as dead:
+            async with client_of(dead, good, request_timeout_s=1.0) as engine:
+                assert (await engine.agenerate(ask())).output_tokens == [10]
+            async with client_of(dead, request_timeout_s=0.2, request_retries=0) as engine:
+                words = names(dead, "did not answer POST /generate within 0.2 s")
+                with pytest.raises(EngineError, match=words):
+                    await engine.agenerate(ask())
+                with pytest.raises(EnginesExhausted, match=names(dead, "did not answer")):
+                    await engine.update_weights(UPDATE)
 
     run(test)
 
