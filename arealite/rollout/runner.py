@@ -91,6 +91,8 @@ class Runner:
                     sample_id, row = self._next_row()
                     version = await self._buffer.admit(sample_id)
                     episodes.create_task(self._episode(sample_id, row, version))
+                    # Else thousands of places free at once would start in one turn of the loop.
+                    await asyncio.sleep(0)
         except* Exception as group:
             self._buffer.fail(first_of(group))
 
