@@ -7,11 +7,11 @@ a clock of its own. All times are the event loop's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arealite.errors import ArealiteError, EpisodeError
 from arealite.protocols import ManagedEngine, Workflow
@@ -30,6 +30,7 @@ from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits
 from arealite.types import Episode, WeightUpdate
 
+T = TypeVar("T")
 Numbered = tuple[str, Mapping[str, Any]]
 
 ADAPT_S = 1.0
@@ -100,23 +101,13 @@ class Session:
     async def _take(self) -> list[Episode]:
         if self.buffer.is_complete():
             return await self.buffer.take()
-        return await watched(
-            self.buffer.take(),
-            waits=self.waits,
-            owner="rollouts",
-            what=f"a batch of {self.limits.batch_size} episodes",
-            stall_s=self.limits.stall_timeout_s,
-            progress=self._progress,
-            rescue=self._rescue,
-            report=self.report,
-        )
+        what = f"a batch of {self.limits.batch_size} episodes"
+        return await self._watched(self.buffer.take(), "rollouts", what)
 
     async def publish(self, update: WeightUpdate) -> float:
         with self._timing("publish"):
-            if self.limits.in_order and self._running is not None:
-                await self.buffer.idle()
-                await asyncio.gather(*self._evaluations, return_exceptions=True)
-            difference = await self.engine.update_weights(update)
+            what = f"weights version {update.version}"
+            difference = await self._watched(self._update(update), "engines", what)
         self.buffer.advance(update.version)
         if self._running is None:
             self._running = asyncio.create_task(self._runner.run(), name="runner")
@@ -124,6 +115,24 @@ class Session:
                 self._adapting = asyncio.create_task(self._adapt(), name="concurrency")
         self._timed["weights/canary_max_diff"] = difference
         return difference
+
+    async def _update(self, update: WeightUpdate) -> float:
+        if self.limits.in_order and self._running is not None:
+            await self.buffer.idle()
+            await asyncio.gather(*self._evaluations, return_exceptions=True)
+        return await self.engine.update_weights(update)
+
+    async def _watched(self, coroutine: Coroutine[Any, Any, T], owner: str, what: str) -> T:
+        return await watched(
+            coroutine,
+            waits=self.waits,
+            owner=owner,
+            what=what,
+            stall_s=self.limits.stall_timeout_s,
+            progress=self._progress,
+            rescue=self._rescue,
+            report=self.report,
+        )
 
     async def evaluate(self, version: int) -> dict[str, float]:
         task = asyncio.create_task(self._evaluate(version), name=f"evaluation {version}")

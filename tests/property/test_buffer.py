@@ -362,3 +362,27 @@ def test_fresh_means_a_lag_of_at_most_eta(groups: list[list[int]], version: int,
     fresh = [version - v <= eta for group in groups for v in group]
     assert has_fresh_token(episode, version, eta) == any(fresh)
     assert is_wholly_fresh(episode, version, eta) == all(fresh)
+
+
+@pytest.mark.parametrize("late", ["mask", "drop"])
+def test_what_was_fresh_enough_for_one_batch_is_looked_at_again_for_the_next(late: Late) -> None:
+    """Two stragglers of version 0 end at version 1; eta is 1, and a batch holds one of them."""
+
+    async def play() -> None:
+        dropped: list[Episode] = []
+        buffer = Buffer(1, 1, late, on_dropped=dropped.append)
+        for sample_id in ("0:0", "0:1"):
+            await buffer.admit(sample_id)
+        buffer.advance(1)
+        old = (_trajectory([0]),)
+        for sample_id in ("0:0", "0:1"):
+            buffer.accept(Episode(sample_id, 0, old))
+        assert [e.sample_id for e in await buffer.take()] == ["0:0"]
+        buffer.advance(2)
+        assert not buffer.is_complete()
+        assert [e.sample_id for e in dropped] == ["0:1"]
+        await buffer.admit("0:2")
+        buffer.accept(Episode("0:2", 2, (_trajectory([2]),)))
+        assert [e.sample_id for e in await buffer.take()] == ["0:2"]
+
+    asyncio.run(play())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 COUNTDOWN = ROOT / "examples" / "countdown"
 CONFIG = str(COUNTDOWN / "cpu.yaml")
 
