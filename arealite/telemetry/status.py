@@ -12,6 +12,7 @@ Fields, a contract (a reader takes an absent one as unknown):
     counts          {admitted, in_flight, buffered, trained, filtered, dropped_stale, failed, ...}
     metrics         the last metrics of interest, flat keys as in metrics.jsonl
     alarms          [{time, text, count}], the last 20; the same text counts up
+    errors          {kind: {count, first, traceback}} of failed episodes
     error           the sentence that ended the run, in phase failed
 
 Any further field given to set() is written too.
