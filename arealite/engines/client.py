@@ -48,13 +48,9 @@ class _Group:
     futures: list[asyncio.Future[Part]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
-    @property
-    def deserted(self) -> bool:
-        return all(future.cancelled() for future in self.futures)
-
     def look(self, _: object) -> None:
-        """One of them has an end: when all have left, the exchange ends too."""
-        if self.task is not None and self.deserted:
+        """One of them has an end: when all have left, the exchange ends too, begun or not."""
+        if self.task is not None and all(future.cancelled() for future in self.futures):
             self.task.cancel()
 
 
@@ -154,7 +150,7 @@ class RemoteEngine:
 
     def _flush(self, key: Any) -> None:
         group = self._groups.pop(key, None)
-        if group is None or group.deserted:  # closed, or left, in the same turn
+        if group is None:  # closed in the same turn
             return
         group.task = asyncio.get_running_loop().create_task(self._send(group))
         self._tasks.add(group.task)  # the loop itself keeps only weak references

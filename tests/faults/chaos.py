@@ -111,6 +111,9 @@ WIRE: dict[str, Fault] = {
     "a byte now and then": Fault(writes(_WHOLE, every_s=0.02), _SILENT, slow=True),
     "500": Fault(says("it broke", 500), "answered 500 to POST /[a-z_]*: it broke"),
     "503": Fault(says({"error": {"message": "loading"}}, 503), "answered 503 .*: loading"),
+    "a reason without end": Fault(
+        says({"error": {"message": "x" * 60_000}}, 503), "answered 503 to POST"
+    ),
     "redirection": Fault(says("", 307, Location="http://127.0.0.1:1/"), "answered 307 to POST"),
     "HTML": Fault(says("<html>proxy</html>"), "<html>proxy</html>"),
     "truncated JSON": Fault(says('[{"output_ids": [1'), "POST /[a-z_]*: .*output_ids"),
