@@ -177,8 +177,9 @@ class Transport:
         try:
             return await task
         except asyncio.CancelledError:
-            if task in self._attempts:  # whoever waits for it was cancelled, not the attempt alone
-                raise
+            waiter = asyncio.current_task()
+            if task in self._attempts or (waiter is not None and waiter.cancelling()):
+                raise  # whoever waits for it was cancelled, not the attempt alone
             raise TakenBack(f"server {server.address} was given up") from None
         finally:
             self._attempts.discard(task)

@@ -295,6 +295,24 @@ def test_what_hangs_is_sent_again_elsewhere_at_once() -> None:
     run(test)
 
 
+def test_who_is_cancelled_while_the_request_is_sent_again_stays_cancelled() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.always["/generate"] = second.always["/generate"] = hangs
+        first.next["/generate"].append(says(sample([4], "abort")))
+        async with client_of(first, second, request_timeout_s=1.0) as engine:
+            # The rest of an aborted sample: its caller waits for the attempt itself.
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while not first.open or len(first.bodies()) < 2:
+                await asyncio.sleep(0.001)
+            assert await engine.redispatch() == 1
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+        assert not second.bodies()
+
+    run(test)
+
+
 def test_a_workflow_that_is_cancelled_stays_cancelled() -> None:
     async def test(first: FakeServer, second: FakeServer) -> None:
         first.always["/generate"] = second.always["/generate"] = hangs
