@@ -13,6 +13,7 @@ import yaml
 from training_support import saved, tiny_tokenizer
 
 from arealite.config import Config, load
+from arealite.engines.client import RemoteEngine
 from arealite.errors import ConfigError
 from arealite.main import finetune
 from arealite.processes import ROLE
@@ -20,6 +21,7 @@ from arealite.run import open_rollouts, open_run
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import load_metrics, series
 from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.status import read_status
 
 ROWS = [{"prompt": f"{a}+{b}", "completion": f"{a + b}"} for a in range(4) for b in range(4)]
 FUSSY = """
@@ -103,6 +105,25 @@ def test_a_workflow_of_the_users_own_may_check_rows(error: str, says: str) -> No
     write("other.jsonl", [{"row": i} for i in range(4)])
     sentence = refused(fussy, "train_dataset.path=other.jsonl")
     assert sentence == f"train_dataset.path: other.jsonl, row 0: {says}"
+
+
+def test_the_client_knows_the_tokenizer_and_whom_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class Spy(RemoteEngine):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            given.update(options)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("arealite.run.RemoteEngine", Spy)
+    with open_run(config_of(KEYS)) as run:
+        open_rollouts(run, ["127.0.0.1:1"])
+        ids = run.tokenizer.encode("1+2<eos>")
+        assert given["decode"](ids) == run.tokenizer.decode(ids)
+        assert "<eos>" in given["decode"](ids), "a stop string may be a special token"
+        given["alarm"]("versions are not told")
+        run.status.flush()
+        assert read_status(run.folder)["alarms"][0]["text"] == "versions are not told"
 
 
 def test_a_run_folder_in_use_is_refused_also_without_the_launcher(
