@@ -38,7 +38,7 @@ ADAPT_S = 1.0
 
 ENGINE = (
     *("tokens_generated", "prompt_tokens", "steps", "decode_s", "busy_s", "idle_s"),
-    *("running", "waiting", "aborted", "servers"),
+    *("running", "waiting", "aborted", "servers", "versions_stamped_by_client"),
 )
 """What is recorded of the servers' own counters, summed over the servers, as engine/<name>."""
 

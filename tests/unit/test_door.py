@@ -71,6 +71,18 @@ def rollouts() -> Iterator[Callable[..., Rollouts]]:
     assert set(threading.enumerate()) <= before, "a thread is left"
 
 
+def test_what_the_engine_counts_is_recorded_under_its_name(
+    rollouts: Callable[..., Rollouts],
+) -> None:
+    class Counting(ScriptedEngine):
+        async def server_metrics(self) -> Mapping[str, float]:
+            return {"aborted": 3.0, "versions_stamped_by_client": 7.0, "anything": 1.0}
+
+    with rollouts(Workflow(), Counting()) as door:
+        found = {key: value for key, value in door.stats().items() if key.startswith("engine/")}
+    assert found == {"engine/aborted": 3.0, "engine/versions_stamped_by_client": 7.0}
+
+
 def test_a_filter_that_raises_ends_the_run_with_its_cause(
     rollouts: Callable[..., Rollouts],
 ) -> None:
