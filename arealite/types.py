@@ -213,8 +213,13 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """A policy on its way to the engines: a complete Hugging Face folder and its probe."""
+    """A policy on its way to the engines: a complete Hugging Face folder and its probe.
+
+    vocabulary: how many token ids the model has; an engine that samples another serves another
+    model. None where it is not known.
+    """
 
     version: int
     path: str
     probe: Probe
+    vocabulary: int | None = None

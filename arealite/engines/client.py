@@ -79,6 +79,7 @@ class RemoteEngine:
         self._update_mode = update_mode
         self._decode, self._alarm = decode, alarm
         self._stamped = 0
+        self._vocabulary: int | None = None
         self._groups: dict[Any, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._mark, self._serial = f"{uuid.uuid4().hex[:8]}-", itertools.count()
@@ -189,10 +190,19 @@ class RemoteEngine:
             parts = sglang.parse_generate(reply, sent, self._mark, floor if is_managed else None)
             for part in parts:
                 server.check(part.versions, floor)
+                self._check_vocabulary(part.tokens)
         except EngineError as error:
             raise EngineError(f"server {server.address}: {error}") from None
         self._count_stamped(server, parts)
         return parts
+
+    def _check_vocabulary(self, tokens: Sequence[int]) -> None:
+        highest = max(tokens, default=0)
+        if self._vocabulary is not None and highest >= self._vocabulary:
+            raise EngineError(
+                f"it sampled the token id {highest}, but the trainer's model has the ids 0 to "
+                f"{self._vocabulary - 1}: it serves another model"
+            )
 
     def _name(self, rid: str) -> str:
         """Never used twice: the first request of a name may still run somewhere."""
@@ -244,6 +254,7 @@ class RemoteEngine:
         Returns the worst difference on the probe, in nats. Raises EnginesExhausted naming the
         server: a run must not go on with weights that are not the trainer's.
         """
+        self._vocabulary = update.vocabulary
         return max(await _together(self._update(s, update) for s in self.servers))
 
     async def _update(self, server: Server, update: WeightUpdate) -> float:

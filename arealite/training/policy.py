@@ -105,7 +105,8 @@ class Policy:
             self._publisher = Publisher(weights_folder())
         path = self._publisher.write(self.model, version)
         self.version = version
-        return WeightUpdate(version, str(path), make_probe(self.model, self._vocabulary))
+        probe = make_probe(self.model, self._vocabulary)
+        return WeightUpdate(version, str(path), probe, self._vocabulary)
 
     def __enter__(self) -> Policy:
         return self

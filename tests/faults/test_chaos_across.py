@@ -251,6 +251,21 @@ def test_a_version_that_cannot_be_is_a_fault(name: str) -> None:
     run(test)
 
 
+def test_tokens_that_the_trainers_model_does_not_have_come_from_another_model() -> None:
+    async def test(bad: FakeServer, good: FakeServer) -> None:
+        async with client_of(bad, good) as both, client_of(bad, request_retries=1) as alone:
+            for engine in (both, alone):
+                await engine.update_weights(replace(UPDATE, vocabulary=64))
+            bad.always["/generate"] = says(sample([4, 64], version=3))
+            good.always["/generate"] = says(sample([4, 63], version=3))
+            assert (await both.agenerate(ask())).output_tokens == [4, 63]
+            words = "sampled the token id 64, but the trainer's model has the ids 0 to 63"
+            with pytest.raises(EngineError, match=names(bad.address, words)):
+                await alone.agenerate(ask())
+
+    run(test)
+
+
 def test_a_version_that_goes_backwards_from_reply_to_reply_is_a_fault() -> None:
     async def test(server: FakeServer, _: FakeServer) -> None:
         server.next["/generate"] += [says(sample([4], version=v)) for v in (2, 2, 3, 2)]

@@ -205,7 +205,7 @@ def test_an_exported_version_loads_bit_equal(weights_dir: Path, tied: bool) -> N
     with _policy(tied=tied) as policy:
         policy.update(batch_of(ragged_samples(4)), _grpo(policy))
         update = policy.export(1)
-        assert (update.version, policy.version) == (1, 1)
+        assert (update.version, policy.version, update.vocabulary) == (1, 1, 61)
         loaded = AutoModelForCausalLM.from_pretrained(update.path, dtype=torch.float32)
         _assert_weights(weights_of(loaded), weights_of(policy.model), 0.0)
         assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
