@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from arealite.errors import ErrorBudgetSpent, Stall
 from arealite.protocols import ManagedEngine, Workflow
+from arealite.rollout.collector import rare_collections
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Numbered, Session
 from arealite.types import Episode, WeightUpdate
@@ -109,7 +110,7 @@ class Rollouts:
 
     def _serve(self, started: concurrent.futures.Future[None]) -> None:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with rare_collections(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._main(started))
         except BaseException as error:
             if started.done():
