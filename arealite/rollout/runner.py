@@ -7,6 +7,7 @@ are no longer exceptions, or when a filter lets nothing pass any more, the run e
 from __future__ import annotations
 
 import asyncio
+import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from arealite.types import Episode, Trajectory
 
 MOST_FILTERED = 20
 """So many batches' worth of episodes in a row may be filtered before the run ends."""
+STARTS = 16
+"""Episodes that start in one turn of the event loop, when places for thousands are free at once."""
 
 Tell = Callable[..., None]
 """tell(episode, fate, error=None): how an episode ended, for people. A failed one is empty."""
@@ -87,12 +90,12 @@ class Runner:
         """Until cancelled. Cancelling ends the episodes in flight too."""
         try:
             async with asyncio.TaskGroup() as episodes:
-                while True:
+                for count in itertools.count(1):
                     sample_id, row = self._next_row()
                     version = await self._buffer.admit(sample_id)
                     episodes.create_task(self._episode(sample_id, row, version))
-                    # Else thousands of places free at once would start in one turn of the loop.
-                    await asyncio.sleep(0)
+                    if count % STARTS == 0:
+                        await asyncio.sleep(0)
         except* Exception as group:
             self._buffer.fail(first_of(group))
 
