@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Literal
 
 StopReason = Literal["stop", "length"]
@@ -139,7 +140,7 @@ class Trajectory:
             raise ValueError("the first token cannot be a sampled one: it has no prefix")
         if not all(map(math.isfinite, self.logprobs)):
             raise ValueError("a log-probability is not finite")
-        if any(m and v < 0 for m, v in zip(self.loss_mask, self.versions, strict=True)):
+        if min(compress(self.versions, self.loss_mask)) < 0:
             raise ValueError("a sampled token has no version")
         if not isinstance(self.reward, int | float) or not math.isfinite(self.reward):
             raise ValueError(f"the reward is {self.reward!r}, it must be a finite number")
@@ -177,7 +178,7 @@ class Trajectory:
     @property
     def oldest_version(self) -> int:
         """The version of the oldest sampled token."""
-        return min(v for v, m in zip(self.versions, self.loss_mask, strict=True) if m)
+        return min(compress(self.versions, self.loss_mask))
 
 
 @dataclass(frozen=True, slots=True)
