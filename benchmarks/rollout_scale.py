@@ -43,7 +43,8 @@ from arealite.engines import sglang
 from arealite.engines.client import RemoteEngine
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.protocols import ManagedEngine
-from arealite.rollout.door import Limits, Rollouts
+from arealite.rollout.door import Rollouts
+from arealite.rollout.limits import Limits
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status
 from arealite.telemetry.transcripts import Transcripts
@@ -121,12 +122,19 @@ class Lag:
         }
 
 
+def parse(reply: Any, script: Script) -> list[sglang.Part]:
+    """As the client does."""
+    gconfig = GenerationHyperparameters(max_new_tokens=512)
+    asked = sglang.generate_body([1], gconfig, "", script.group)
+    return sglang.parse_generate(reply, asked, "", None)
+
+
 class Instant(ScriptedEngine):
     """Answers that are there already, after the server's seconds: neither HTTP nor JSON."""
 
     def __init__(self, script: Script) -> None:
         super().__init__()
-        replies = [sglang.parse_generate(json.loads(t), script.group) for t in script.texts()]
+        replies = [parse(json.loads(text), script) for text in script.texts()]
         self._parts = itertools.cycle([part for parts in replies for part in parts])
         self._waits, self._group, self._wait = script.waits(), script.group, 0.0
 
@@ -255,7 +263,7 @@ def by_hand(script: Script) -> Figures:
             began = time.perf_counter()
             reply = json.loads(text)
             parsed = time.perf_counter()
-            sglang.parse_generate(reply, script.group)
+            parse(reply, script)
             steps["json_ms"].append(1000 * (parsed - began))
             steps["parse_ms"].append(1000 * (time.perf_counter() - parsed))
     return {name: statistics.median(values) for name, values in steps.items()}
