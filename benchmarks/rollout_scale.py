@@ -3,7 +3,7 @@
     python benchmarks/rollout_scale.py [--part http|memory] [--episodes N] [--out FOLDER]
 
 http: the real door, buffer, runner, client and RLVR workflow, 8 samples of 64 to 256 tokens per
-episode, against a server in a second process that answers each request after 10 to 40 seconds.
+episode, against a server in a second process that answers each request after 20 to 80 seconds.
 Two references in the same run, at the same concurrency: the same episodes with answers that are
 there already (`bookkeeping`: no HTTP, no JSON), and the same requests by aiohttp and json alone
 (`bare client`: what any client would pay). Loop lag is how late a timer of every 10 ms is; a
@@ -43,6 +43,7 @@ from arealite.engines import sglang
 from arealite.engines.client import RemoteEngine
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.protocols import ManagedEngine
+from arealite.rollout.collector import rare_collections
 from arealite.rollout.door import Rollouts
 from arealite.rollout.limits import Limits
 from arealite.telemetry.run_folder import RunFolder
@@ -207,7 +208,7 @@ def bookkeeping(script: Script, at_once: int, episodes: int) -> Figures:
 
 
 def bare_client(script: Script, at_once: int, episodes: int) -> Figures:
-    """The same requests by aiohttp and json alone."""
+    """The same requests by aiohttp and json alone, the garbage collector set as the door does."""
     raise_descriptor_limit()
     request = ModelRequest(Tokenizer().encode("0"))
     body = sglang.generate_body(request.input_ids, request.gconfig, request.rid, script.group)
@@ -242,7 +243,7 @@ def bare_client(script: Script, at_once: int, episodes: int) -> Figures:
             await asyncio.gather(*asking, return_exceptions=True)
         return taken
 
-    with scripted_server(script) as address:
+    with scripted_server(script) as address, rare_collections():
         cpu, seconds = uvloop.run(main(address))
     counted = done - began[2]
     return {
@@ -367,13 +368,13 @@ def memory(episodes: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=["http", "memory"], help="default: both")
-    parser.add_argument("--episodes", type=int, help="default: 20000 for http, 10^6 for memory")
+    parser.add_argument("--episodes", type=int, help="default: 5000 for http, 10^6 for memory")
     parser.add_argument("--at-once", type=int, default=5000, help="episodes in flight, for http")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     result: dict[str, Any] = {}
     if args.part != "memory":
-        result["http"] = http(args.episodes or 20_000, args.at_once)
+        result["http"] = http(args.episodes or 5_000, args.at_once)
     if args.part != "http":
         result["memory"] = memory(args.episodes or 1_000_000)
     args.out.mkdir(parents=True, exist_ok=True)

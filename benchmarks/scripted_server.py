@@ -35,7 +35,7 @@ class Script:
 
     group: int = 8
     tokens: tuple[int, int] = (64, 256)
-    seconds: tuple[float, float] = (10.0, 40.0)
+    seconds: tuple[float, float] = (20.0, 80.0)
     replies: int = 64
 
     def texts(self) -> list[str]:
