@@ -13,8 +13,10 @@ from arealite.engines.scripted import ScriptedEngine
 from arealite.rollout import buffer as module
 from arealite.rollout.buffer import Buffer
 from arealite.rollout.collector import YOUNG, rare_collections
+from arealite.rollout.limits import Limits
 from arealite.rollout.runner import STARTS, Runner
 from arealite.rollout.staleness import is_usable
+from arealite.telemetry.waits import Waits
 from arealite.types import Episode, Trajectory
 
 MANY = 200
@@ -105,7 +107,14 @@ def test_other_work_gets_its_turn_while_thousands_start() -> None:
         rows = ((f"0:{i}", {}) for i in itertools.count())
         buffer = Buffer(10 * MANY, eta=0)
         runner = Runner(
-            buffer, ScriptedEngine(), Begins(), rows, lambda e: True, lambda *_, **__: None
+            buffer,
+            ScriptedEngine(),
+            Begins(),
+            rows,
+            lambda episode: True,
+            lambda *_, **__: None,
+            Limits(10 * MANY, eta=0),
+            Waits(),
         )
         running = asyncio.create_task(runner.run())
         while len(began) <= 10 * MANY:
