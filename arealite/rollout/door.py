@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from arealite.errors import ErrorBudgetSpent, Stall
@@ -111,10 +112,17 @@ class Rollouts:
     def _serve(self, started: concurrent.futures.Future[None]) -> None:
         try:
             with rare_collections(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(self._main(started))
+                try:
+                    runner.run(self._main(started))
+                except BaseException as error:
+                    if started.done():  # before the loop is closed: nobody may hand it anything
+                        self._death = error
+                    raise
+                finally:
+                    _end_tasks(runner.get_loop())
         except BaseException as error:
             if started.done():
-                self._death = error  # _call tells it to the trainer's thread
+                self._death = self._death or error  # _call tells it to the trainer's thread
             else:
                 started.set_exception(error)  # whoever waits for the start must learn of it
 
@@ -139,8 +147,12 @@ class Rollouts:
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs on the event loop and waits; a signal in between cancels it."""
-        self._look_at_loop()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            self._look_at_loop()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException:
+            coroutine.close()
+            raise
         try:
             while True:
                 try:
@@ -174,6 +186,24 @@ class Rollouts:
                 "function must await what takes long"
             )
             raise Stall(sentence + self._session.report(sentence))
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends every task; SystemExit of user code leaves the loop once per task that awaits it.
+
+    The runner's own close would end with the second one, and leave tasks that are told to people
+    much later, when they are collected.
+    """
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(asyncio.sleep(0))  # what was handed over becomes a task
+        tasks = asyncio.all_tasks(loop)
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(asyncio.wait(tasks))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
