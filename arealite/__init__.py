@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arealite.algorithms.grpo import GRPO as GRPO
+    from arealite.algorithms.policy_gradient import PolicyGradient as PolicyGradient
     from arealite.config import Config as Config
     from arealite.config import load as load
     from arealite.data.batch import to_batch as to_batch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from arealite.types import Trajectory as Trajectory
 
 _HOME = {
-    "GRPO": "arealite.algorithms.grpo",
+    "PolicyGradient": "arealite.algorithms.policy_gradient",
     "Config": "arealite.config",
     "load": "arealite.config",
     "to_batch": "arealite.data.batch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arealite.algorithms.grpo import GRPO
+from arealite.algorithms.policy_gradient import PolicyGradient
 from arealite.config import Config
 from arealite.data.batch import to_batch
 from arealite.run import Evaluation, HeldOutLoss, open_rollouts, open_run, run_trainer
@@ -14,7 +14,7 @@ from arealite.training.sft import cross_entropy
 
 def train(config: Config, addresses: Sequence[str]) -> None:
     """Rows become episodes, episodes a batch, a batch a new policy, the policy new episodes."""
-    algorithm, max_lag = GRPO(config.actor), config.rollout.max_trained_lag
+    algorithm, max_lag = PolicyGradient(config), config.rollout.max_trained_lag
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
         with open_rollouts(run, addresses) as rollouts:
             rollouts.publish(policy.export(policy.version))
@@ -22,7 +22,7 @@ def train(config: Config, addresses: Sequence[str]) -> None:
             evaluation.wait_for(policy.version)
             for version in range(policy.version, run.total_versions):
                 episodes = rollouts.next_batch()  # blocks; obeys the staleness rule
-                batch = to_batch(episodes, algorithm.credit, version, max_lag)
+                batch = to_batch(episodes, algorithm, version, max_lag)
                 stats = policy.update(batch, algorithm.loss)
                 rollouts.publish(policy.export(version + 1))  # engines never drain
                 run.record(version + 1, batch.stats | stats | rollouts.stats(), episodes)

@@ -10,7 +10,7 @@ from arealite.types import Episode, ModelRequest, ModelResponse, Trajectory, Wei
 if TYPE_CHECKING:  # types only: this floor must start without torch
     from torch import Tensor
 
-    from arealite.data.batch import Batch
+    from arealite.data.micro_batch import MicroBatch
 
 
 @runtime_checkable
@@ -77,15 +77,28 @@ class Reward(Protocol):
 class Algorithm(Protocol):
     """A learning rule: what each trajectory is worth, and what to minimise."""
 
-    def credit(self, episode: Episode) -> list[float]:
-        """One advantage per trajectory of the episode."""
+    def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
+        """For each episode of the batch one advantage per trajectory.
+
+        0 teaches nothing but counts in the mean; None leaves the trajectory out of the loss and
+        of its mean.
+        """
         ...
 
-    def loss(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss over the batch's valid tokens, and summed statistics by name.
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        """What each trained token of a sample counts in the loss: the aggregation.
+
+        lengths: for each episode the number of trained tokens per trajectory. The loss is summed
+        with these weights and divided by the number of all trained tokens, so that weights of 1
+        are the token mean.
+        """
+        ...
+
+    def loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss over the micro-batch's trained tokens, and summed statistics by name.
 
         logprobs: [tokens] float32, the policy's log-probabilities of the sampled tokens. The
-        caller divides by the batch's global normaliser, so that k micro-batches on r ranks
-        equal one batch.
+        caller divides by the number of trained tokens in the whole batch, so that k micro-batches
+        on r ranks equal one batch.
         """
         ...

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from arealite.config.learning import Broken, learning_rules
 from arealite.config.schema import Config
 from arealite.errors import ConfigError
 from arealite.types import LEAST_TEMPERATURE
 
 Where = Callable[[str], str]
-Broken = tuple[str, str]
-"""(the dotted key to blame, what is wrong and what to do)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -65,6 +64,8 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.threads": config.actor.threads,
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
+        "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
+        "actor.sapo_tau_neg": config.actor.sapo_tau_neg,
         "actor.optimizer.eps": config.actor.optimizer.eps,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
@@ -137,6 +138,7 @@ def _engine(config: Config) -> Iterator[Broken]:
 
 def _rl(config: Config) -> Iterator[Broken]:
     yield from _engine(config)
+    yield from learning_rules(config)
     n = config.gconfig.n_samples
     if n < 2:
         yield (

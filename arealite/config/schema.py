@@ -71,8 +71,25 @@ class ActorConfig:
     share_prompts: bool = opt(True, "compute a group's common prompt once, where that saves work")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
     ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
-    eps_clip: float = opt(0.2, "the policy ratio is clipped at 1 - eps_clip")
+    policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = opt(
+        "ppo",
+        "objective: the clipped token ratio, the clipped sequence ratio, a clipped weight before "
+        "the log-probability, a soft gate on the ratio, or no ratio",
+    )
+    loss_agg_mode: Literal["token", "sequence", "prompt", "constant"] = opt(
+        "token",
+        "mean over all tokens of the batch, over sequences of their token means, over groups of "
+        "their token means, or the sum over samples x gconfig.max_new_tokens",
+    )
+    eps_clip: float = opt(
+        0.2, "the policy ratio is clipped at 1 - eps_clip; not read by sapo and reinforce"
+    )
     eps_clip_higher: float | None = opt(None, "... and at 1 + this; null: eps_clip")
+    c_clip: float | None = opt(
+        None, "dual clip: a bad token's objective is at least this times its advantage; null: off"
+    )
+    sapo_tau_pos: float = opt(1.0, "steepness of SAPO's gate where the advantage is positive")
+    sapo_tau_neg: float = opt(1.05, "... and where it is not")
     use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
     behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight of a token")
     adv_std: bool = opt(True, "divide the group's advantages by their standard deviation")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from arealite.protocols import Algorithm
 from arealite.types import Episode, Trajectory
 
 
@@ -14,6 +15,7 @@ class Sample:
 
     trained: positions of the tokens in the loss (sampled, and not too old). behave: the
     behaviour policy's log-probabilities of these tokens. advantage: the same for each of them.
+    weight: what each of them counts in the loss, 1 on average over the batch (aggregation).
     group: samples of one group have one number; None for a sample of its own.
     """
 
@@ -22,6 +24,7 @@ class Sample:
     behave: Sequence[float]
     advantage: float
     group: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,45 +42,71 @@ class Batch:
 
 def to_batch(
     episodes: Sequence[Episode],
-    credit: Callable[[Episode], list[float]],
+    algorithm: Algorithm,
     version: int,
     max_lag: int | None,
 ) -> Batch:
     """The batch that turns policy `version` into the next one.
 
-    A token older than max_lag versions (None: no limit) is left out of the loss and of its
-    normaliser. A sample
-    whose advantage is exactly 0 has exactly zero gradient: it counts in the normaliser, and its
-    forward and backward pass is saved.
+    A token older than max_lag versions (None: no limit), and every token of a sample without
+    credit (None), is left out of the loss and of its normaliser. A sample whose advantage is
+    exactly 0 has exactly zero gradient: it counts in the normaliser, and its forward and backward
+    pass is saved.
     """
-    samples: list[Sample] = []
-    n_tokens = masked = 0
+    credits = algorithm.credit(episodes)
+    oldest = 0 if max_lag is None else version - max_lag
+    trained = [
+        [
+            [] if advantage is None else _fresh(trajectory, oldest)
+            for trajectory, advantage in zip(episode.trajectories, credits[group], strict=True)
+        ]
+        for group, episode in enumerate(episodes)
+    ]
+    lengths = [[len(tokens) for tokens in group] for group in trained]
+    weights = algorithm.weigh(lengths)
+    samples = []
+    for group, episode in enumerate(episodes):
+        parts = zip(episode.trajectories, trained[group], credits[group], strict=True)
+        for (trajectory, tokens, advantage), weight in zip(parts, weights[group], strict=True):
+            if advantage and tokens:
+                behave = [trajectory.logprobs[i] for i in tokens]
+                samples.append(Sample(trajectory.tokens, tokens, behave, advantage, group, weight))
+    excluded = sum(advantage is None for group in credits for advantage in group)
+    n_samples = sum(map(len, lengths))
+    stats = _stats(episodes) | _staleness(episodes, credits, trained, version)
+    stats["train/samples"] = float(n_samples)
+    stats["train/excluded_samples"] = float(excluded)
+    stats["train/idle_samples"] = float(n_samples - excluded - len(samples))
+    return Batch(samples, max(sum(map(sum, lengths)), 1), stats)
+
+
+def _staleness(
+    episodes: Sequence[Episode],
+    credits: Sequence[Sequence[float | None]],
+    trained: Sequence[Sequence[Sequence[int]]],
+    version: int,
+) -> dict[str, float]:
+    """How old the trained tokens are, and how many were too old."""
+    masked = 0
     lags: list[int] = []
     heads: list[int] = []
     tails: list[int] = []
-    for group, episode in enumerate(episodes):
-        for trajectory, advantage in zip(episode.trajectories, credit(episode), strict=True):
-            trained = _fresh(trajectory, 0 if max_lag is None else version - max_lag)
-            masked += trajectory.sampled - len(trained)
-            n_tokens += len(trained)
-            of_tokens = [version - trajectory.versions[i] for i in trained]
+    for episode, advantages, group in zip(episodes, credits, trained, strict=True):
+        for trajectory, advantage, tokens in zip(
+            episode.trajectories, advantages, group, strict=True
+        ):
+            masked += 0 if advantage is None else trajectory.sampled - len(tokens)
+            of_tokens = [version - trajectory.versions[i] for i in tokens]
             lags.extend(of_tokens)
             heads.extend(of_tokens[:1])
             tails.extend(of_tokens[-1:])
-            if advantage != 0.0 and trained:
-                behave = [trajectory.logprobs[i] for i in trained]
-                samples.append(Sample(trajectory.tokens, trained, behave, advantage, group))
-    stats = _stats(episodes) | {
+    return {
         "staleness/masked_tokens": float(masked),
         "staleness/max": float(max(lags, default=0)),
         "staleness/mean": _mean(lags),
         "staleness/head": _mean(heads),  # of each trajectory's first trained token
         "staleness/tail": _mean(tails),
     }
-    n_samples = sum(len(e.trajectories) for e in episodes)
-    stats["train/samples"] = float(n_samples)
-    stats["train/idle_samples"] = float(n_samples - len(samples))
-    return Batch(samples, max(n_tokens, 1), stats)
 
 
 def _fresh(trajectory: Trajectory, oldest: int) -> list[int]:

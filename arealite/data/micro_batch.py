@@ -40,7 +40,9 @@ class MicroBatch:
     input_ids: [n, T] int64, padded with 0 on the right; a sample's last token predicts nothing
     and is left out. source: [tokens] int64, index into the flattened [n * T] of the position that
     predicts each trained token. targets: [tokens] int64. behave, advantages: [tokens] float32.
-    prox: [tokens] float32, the proximal policy's log-probabilities; None where they are the
+    sequence: [tokens] int64 below n, ascending: which row a token belongs to; a sample's tokens
+    are never parted. weights: [tokens] float32, what each counts in the loss; all 1 in the token
+    mean. prox: [tokens] float32, the proximal policy's log-probabilities; None where they are the
     current policy's own. prefix: what stands before the rows; None where they are complete.
     """
 
@@ -49,6 +51,8 @@ class MicroBatch:
     targets: Tensor
     behave: Tensor
     advantages: Tensor
+    sequence: Tensor
+    weights: Tensor
     prox: Tensor | None = None
     prefix: Prefix | None = None
 
@@ -171,12 +175,15 @@ def _collate(lot: _Lot) -> MicroBatch:
         behave.extend(sample.behave)
     counts = torch.tensor([len(row.sample.trained) for row in rows])
     advantages = torch.tensor([row.sample.advantage for row in rows], dtype=torch.float32)
+    weights = torch.tensor([row.sample.weight for row in rows], dtype=torch.float32)
     return MicroBatch(
         input_ids=input_ids,
         source=torch.tensor(source),
         targets=torch.tensor(targets),
         behave=torch.tensor(behave, dtype=torch.float32),
         advantages=advantages.repeat_interleave(counts),
+        sequence=torch.arange(len(rows)).repeat_interleave(counts),
+        weights=weights.repeat_interleave(counts),
         prefix=_prefix(lot) if lot.longest_prefix else None,
     )
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from arealite import (
-    GRPO,
     Config,
     Evaluation,
     GenerationHyperparameters,
     InferenceEngine,
     ModelRequest,
     Policy,
+    PolicyGradient,
     Trajectory,
     is_trainer,
     open_rollouts,
@@ -65,7 +65,7 @@ class CountDownWorkflow:
 
 
 def train(config: Config, addresses: Sequence[str]) -> None:
-    algorithm, max_lag = GRPO(config.actor), config.rollout.max_trained_lag
+    algorithm, max_lag = PolicyGradient(config), config.rollout.max_trained_lag
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
         with open_rollouts(run, addresses) as rollouts:
             rollouts.publish(policy.export(policy.version))
@@ -73,7 +73,7 @@ def train(config: Config, addresses: Sequence[str]) -> None:
             evaluation.wait_for(policy.version)
             for version in range(policy.version, run.total_versions):
                 episodes = rollouts.next_batch()
-                batch = to_batch(episodes, algorithm.credit, version, max_lag)
+                batch = to_batch(episodes, algorithm, version, max_lag)
                 stats = policy.update(batch, algorithm.loss)
                 rollouts.publish(policy.export(version + 1))
                 run.record(version + 1, batch.stats | stats | rollouts.stats(), episodes)

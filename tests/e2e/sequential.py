@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from arealite import Config, GenerationHyperparameters
-from arealite.algorithms.grpo import GRPO
+from arealite.algorithms.policy_gradient import PolicyGradient
 from arealite.data.batch import to_batch
 from arealite.data.rows import Rows
 from arealite.engines.client import RemoteEngine
@@ -29,7 +29,7 @@ from workflows.rlvr import RLVRWorkflow
 
 
 async def learn(config: Config, addresses: Sequence[str]) -> None:
-    algorithm = GRPO(config.actor)
+    algorithm = PolicyGradient(config)
     engine = RemoteEngine(addresses, Waits())
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
         reward = Scorer(load_reward(config.rollout.reward_fn), config.rollout.reward_fn)
@@ -44,7 +44,7 @@ async def learn(config: Config, addresses: Sequence[str]) -> None:
                 seeded = SeededEngine(engine, config.seed, sample_id)
                 played = await play(workflow, seeded, sample_id, row)
                 episodes.append(Episode(sample_id, version, tuple(played), row))
-            batch = to_batch(episodes, algorithm.credit, version, 0)
+            batch = to_batch(episodes, algorithm, version, 0)
             stats = policy.update(batch, algorithm.loss)
             await engine.update_weights(policy.export(version + 1))
             run.record(version + 1, batch.stats | stats, episodes)

@@ -9,6 +9,7 @@ engine could do: never older than some policy that was published, never newer th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +47,19 @@ def _trajectory(versions: list[int]) -> Trajectory:
         versions=[-1, *(-1 if v is None else v for v in body)],
         reward=float(len(body)),
     )
+
+
+class _Everything:
+    """Every sample is worth the same."""
+
+    def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
+        return [[1.0 for _ in episode.trajectories] for episode in episodes]
+
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [[1.0] * len(group) for group in lengths]
+
+    def loss(self, logprobs: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        raise NotImplementedError
 
 
 class BufferMachine(RuleBasedStateMachine):
@@ -320,7 +334,7 @@ class BufferMachine(RuleBasedStateMachine):
 
 def _check_lags(episodes: list[Episode], version: int, eta: int, late: Late) -> None:
     limit = RolloutConfig(max_head_offpolicyness=eta, late=late).max_trained_lag
-    batch = to_batch(episodes, lambda e: [1.0] * len(e.trajectories), version, limit)
+    batch = to_batch(episodes, _Everything(), version, limit)
     lags = []
     expected = 0
     by_tokens = {id(t.tokens): t for e in episodes for t in e.trajectories}

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 from training_support import (
     VOCABULARY,
+    ByReward,
+    algorithm,
     batch_of,
     ragged_samples,
     tiny_model,
     trajectory,
 )
 
-from arealite.algorithms.grpo import GRPO
-from arealite.config import ActorConfig
 from arealite.data.batch import Sample, to_batch
 from arealite.data.micro_batch import micro_batches
 from arealite.training.logprobs import token_logprobs
 from arealite.types import Episode
 
-LOSS = GRPO(ActorConfig()).loss
-
-
-def _credits(episode: Episode) -> list[float]:
-    return [t.reward for t in episode.trajectories]
+LOSS = algorithm().loss
 
 
 def _loss_and_gradient(samples: list[Sample], budget: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -107,7 +104,7 @@ def test_a_sample_that_teaches_nothing_is_left_out_but_counted() -> None:
     group = Episode(
         "0:0", 0, (trajectory(0.0, [0, 0, 0]), trajectory(1.0, [0, 0]), trajectory(-1.0, [0]))
     )
-    batch = to_batch([group], _credits, version=0, max_lag=0)
+    batch = to_batch([group], ByReward(), version=0, max_lag=0)
     assert [s.advantage for s in batch.samples] == [1.0, -1.0]
     assert batch.n_tokens == 3 + 2 + 1
     assert batch.samples[0].tokens == group.trajectories[1].tokens
@@ -127,7 +124,7 @@ def test_tokens_older_than_the_bound_are_masked() -> None:
     old_and_young = trajectory(1.0, [3, 4, 5, 6, 7])
     too_old = trajectory(2.0, [1, 2])
     episode = Episode("0:0", 3, (old_and_young, too_old))
-    batch = to_batch([episode], _credits, version=7, max_lag=2)
+    batch = to_batch([episode], ByReward(), version=7, max_lag=2)
     (sample,) = batch.samples
     assert list(sample.trained) == [4, 5, 6]  # versions 5, 6, 7
     assert list(sample.behave) == [old_and_young.logprobs[i] for i in sample.trained]
@@ -142,7 +139,7 @@ def test_a_tools_tokens_are_context_and_never_trained() -> None:
     mixed = type(turns)(
         turns.tokens, [0, 0, 1, 0, 0, 1], turns.logprobs, [-1, -1, 0, -1, -1, 0], 1.0
     )
-    (sample,) = to_batch([Episode("0:0", 0, (mixed,))], _credits, 0, 0).samples
+    (sample,) = to_batch([Episode("0:0", 0, (mixed,))], ByReward(), 0, 0).samples
     assert list(sample.trained) == [2, 5]
     (micro,) = micro_batches([sample], 100)
     assert micro.source.tolist() == [1, 4]
@@ -151,14 +148,14 @@ def test_a_tools_tokens_are_context_and_never_trained() -> None:
 
 def test_an_advantage_belongs_to_its_own_sample() -> None:
     group = (trajectory(0.5, [0] * 2, seed=1), trajectory(-2.0, [0] * 5, seed=2))
-    batch = to_batch([Episode("0:0", 0, group)], _credits, 0, 0)
+    batch = to_batch([Episode("0:0", 0, group)], ByReward(), 0, 0)
     (micro,) = micro_batches(batch.samples, 1000)
     assert micro.advantages.tolist() == [-2.0] * 5 + [0.5] * 2  # longest first
 
 
 def test_a_batch_of_nothing_has_a_normaliser() -> None:
     equal = Episode("0:0", 0, (trajectory(0.0, [0]), trajectory(0.0, [0])))
-    batch = to_batch([equal], _credits, version=9, max_lag=1)
+    batch = to_batch([equal], ByReward(), version=9, max_lag=1)
     assert (batch.samples, batch.n_tokens) == ([], 1)
 
 
@@ -167,10 +164,43 @@ def test_what_is_known_before_the_step() -> None:
         trajectory(1.0, [4, 4, 5], components={"right": 1.0}, truncated=True),
         trajectory(0.0, [5]),
     )
-    stats = to_batch([Episode("0:0", 4, group)], _credits, version=5, max_lag=1).stats
+    stats = to_batch([Episode("0:0", 4, group)], ByReward(), version=5, max_lag=1).stats
     assert stats["reward/mean"] == 0.5
     assert stats["reward/right"] == 0.5
     assert stats["rollout/completion_length"] == 2.0
     assert stats["rollout/truncated"] == 0.5
     assert stats["staleness/mean"] == 0.5
     assert stats["staleness/max"] == 1.0
+
+
+class _Choosing(ByReward):
+    """Reward 9 is no credit at all; weights are the group's number."""
+
+    def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
+        return [[None if r == 9.0 else r for r in group] for group in super().credit(episodes)]
+
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        self.lengths = lengths
+        return [[float(g)] * len(group) for g, group in enumerate(lengths)]
+
+
+def test_a_sample_without_credit_leaves_the_loss_and_its_mean() -> None:
+    episodes = [
+        Episode("0:0", 5, (trajectory(1.0, [5, 5]), trajectory(9.0, [3, 5, 5]))),
+        Episode("0:1", 5, (trajectory(0.0, [5]), trajectory(2.0, [3, 5]))),
+    ]
+    rule = _Choosing()
+    batch = to_batch(episodes, rule, version=5, max_lag=1)
+    assert rule.lengths == [[2, 0], [1, 1]]
+    assert batch.n_tokens == 4
+    assert [(s.advantage, s.weight, s.group) for s in batch.samples] == [
+        (1.0, 0.0, 0),
+        (2.0, 1.0, 1),
+    ]
+    assert batch.stats["train/samples"] == 4.0
+    assert batch.stats["train/excluded_samples"] == 1.0
+    assert batch.stats["train/idle_samples"] == 1.0
+    assert batch.stats["staleness/masked_tokens"] == 1.0  # not those of the excluded sample
+    (micro,) = micro_batches(batch.samples, 100)
+    assert micro.weights.tolist() == [0.0, 0.0, 1.0]
+    assert micro.sequence.tolist() == [0, 0, 1]

@@ -11,17 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from training_support import VOCABULARY, config_for, tiny_model
+from training_support import VOCABULARY, algorithm, config_for, tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from arealite.algorithms.grpo import GRPO
-from arealite.config import ActorConfig
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import micro_batches
 from arealite.training.logprobs import can_share_prompts, token_logprobs
 from arealite.training.policy import Policy
 
-LOSS = GRPO(ActorConfig()).loss
+LOSS = algorithm().loss
 
 
 def groups(sizes: list[int], seed: int = 0, shortest: int = 2, longest: int = 9) -> list[Sample]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from training_support import batch_of, config_for, ragged_samples, tiny_model, weights_of
 from transformers import AutoModelForCausalLM
 
-from arealite.algorithms.grpo import GRPO
+from arealite.algorithms.policy_gradient import PolicyGradient
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch
 from arealite.errors import ConfigError, NonFinite
@@ -26,7 +26,7 @@ def _policy(total: int = 10, tied: bool = True, **options: Any) -> Policy:
 
 
 def _grpo(policy: Policy) -> Any:
-    return GRPO(policy.config.actor).loss
+    return PolicyGradient(policy.config).loss
 
 
 def _assert_weights(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from arealite.algorithms.policy_gradient import PolicyGradient
 from arealite.config import ActorConfig, Config, MicroBatchSpec, OptimizerConfig
 from arealite.data.batch import Batch, Sample
-from arealite.types import Trajectory
+from arealite.data.micro_batch import MicroBatch
+from arealite.types import Episode, Trajectory
 
 VOCABULARY = 61
 
@@ -69,6 +72,51 @@ def config_for(max_tokens: int = 4096, minibatches: int = 1, **optimizer: Any) -
         optimizer=OptimizerConfig(**({"lr": 1e-2} | optimizer)),
     )
     return replace(Config(), actor=actor)
+
+
+def algorithm(max_new_tokens: int = 256, **actor: Any) -> PolicyGradient:
+    """The algorithm with some of the actor's settings given."""
+    config = replace(Config(), actor=ActorConfig(**actor))
+    return PolicyGradient(
+        replace(config, gconfig=config.gconfig.new(max_new_tokens=max_new_tokens))
+    )
+
+
+class ByReward:
+    """An algorithm whose advantages are the rewards themselves, under the token mean."""
+
+    def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
+        return [[t.reward for t in episode.trajectories] for episode in episodes]
+
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [[1.0] * len(group) for group in lengths]
+
+    def loss(
+        self, logprobs: torch.Tensor, batch: MicroBatch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return -(logprobs * batch.advantages).sum(), {}
+
+
+def tokens_of(
+    behave: torch.Tensor,
+    advantages: torch.Tensor,
+    sequence: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    prox: torch.Tensor | None = None,
+) -> MicroBatch:
+    """A micro-batch as a loss sees it: without tokens to compute; by default one sample."""
+    n = len(behave)
+    nothing = torch.zeros(n, dtype=torch.int64)
+    return MicroBatch(
+        input_ids=nothing[None],
+        source=nothing,
+        targets=nothing,
+        behave=behave,
+        advantages=advantages,
+        sequence=nothing if sequence is None else sequence,
+        weights=torch.ones_like(advantages) if weights is None else weights,
+        prox=prox,
+    )
 
 
 def ragged_samples(n: int, seed: int = 0, longest: int = 24) -> list[Sample]:

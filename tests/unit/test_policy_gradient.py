@@ -7,12 +7,23 @@ import random
 
 import pytest
 import torch
+from training_support import algorithm, tokens_of
 
-from arealite.algorithms.functional import decoupled_ppo_loss, group_advantages
-from arealite.algorithms.grpo import GRPO
-from arealite.config import ActorConfig
-from arealite.data.micro_batch import MicroBatch
+from arealite.algorithms.advantages import group_advantages
 from arealite.types import Episode, Trajectory
+
+
+def decoupled_ppo_loss(
+    logprobs: torch.Tensor,
+    prox: torch.Tensor,
+    behave: torch.Tensor,
+    advantages: torch.Tensor,
+    low: float,
+    high: float,
+    cap: float,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    grpo = algorithm(eps_clip=low, eps_clip_higher=high, behave_imp_weight_cap=cap)
+    return grpo.loss(logprobs, tokens_of(behave, advantages, prox=prox))
 
 
 def test_advantages_by_hand() -> None:
@@ -86,6 +97,30 @@ def test_with_prox_equal_to_behave_it_is_plain_ppo() -> None:
     loss, stats = decoupled_ppo_loss(logprobs, behave, behave, advantages, 0.2, 0.2, 5.0)
     torch.testing.assert_close(loss, plain)
     assert float(stats["behave_weight"]) == 200.0
+
+
+def _as_at_first(
+    logprobs: torch.Tensor, prox: torch.Tensor, behave: torch.Tensor, advantages: torch.Tensor
+) -> torch.Tensor:
+    """The loss as the first version of the demo had it (commit 5a4eca7), operation by operation."""
+    ratio = torch.exp(logprobs - prox)
+    objective = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    return -(torch.exp(prox - behave).clamp(max=5.0) * objective).sum()
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_the_demos_loss_and_gradient_are_what_they_were_bit_for_bit(annotated: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    behave = -torch.rand(3000, generator=generator) * 5
+    theta = (behave + 0.5 * torch.randn(3000, generator=generator)).requires_grad_()
+    prox = behave + 0.7 * torch.randn(3000, generator=generator) if annotated else None
+    advantages = torch.randn(3000, generator=generator)
+    total, _ = algorithm().loss(theta, tokens_of(behave, advantages, prox=prox))
+    old = theta.detach() if prox is None else prox
+    (now,) = torch.autograd.grad(total / 7, theta)
+    first = _as_at_first(theta, old, behave, advantages)
+    assert torch.equal(total, first)
+    assert torch.equal(now, torch.autograd.grad(first / 7, theta)[0])
 
 
 def _reference(
@@ -168,23 +203,21 @@ def _episode(*rewards: float) -> Episode:
     )
 
 
-def test_grpo_scales_rewards_after_the_bias() -> None:
-    shaped = GRPO(ActorConfig(adv_std=False, reward_bias=-0.5, reward_scaling=10.0))
-    assert shaped.credit(_episode(0.0, 1.0)) == pytest.approx([-5.0, 5.0])
+def test_rewards_are_scaled_after_the_bias() -> None:
+    shaped = algorithm(adv_std=False, reward_bias=-0.5, reward_scaling=10.0)
+    (found,) = shaped.credit([_episode(0.0, 1.0)])
+    assert found == pytest.approx([-5.0, 5.0])
 
 
-def test_grpo_chooses_the_proximal_policy() -> None:
-    logprobs, behave = torch.tensor([-1.0]), torch.tensor([-2.0])
-    ids = torch.tensor([[1, 2]])
-    batch = MicroBatch(ids, torch.tensor([0]), torch.tensor([2]), behave, torch.tensor([1.0]))
-    free, clipped = float(_grpo(batch, logprobs, True)), float(_grpo(batch, logprobs, False))
+def test_the_proximal_policy_is_chosen() -> None:
+    logprobs, behave, one = torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([1.0])
+    batch = tokens_of(behave, one)
+    free, clipped = (
+        float(algorithm(use_decoupled_loss=decoupled).loss(logprobs, batch)[0])
+        for decoupled in (True, False)
+    )
     assert free == pytest.approx(-math.e, rel=1e-5)  # ratio 1, behaviour weight e
     assert clipped == pytest.approx(-1.2, rel=1e-5)  # ratio e, cut at 1.2
-    held = MicroBatch(
-        ids, torch.tensor([0]), torch.tensor([2]), behave, torch.tensor([1.0]), behave + 0.5
-    )
-    assert float(_grpo(held, logprobs, True)) == pytest.approx(-1.2 * math.exp(0.5), rel=1e-5)
-
-
-def _grpo(batch: MicroBatch, logprobs: torch.Tensor, decoupled: bool) -> torch.Tensor:
-    return GRPO(ActorConfig(use_decoupled_loss=decoupled)).loss(logprobs, batch)[0]
+    held = tokens_of(behave, one, prox=behave + 0.5)
+    found = float(algorithm().loss(logprobs, held)[0])
+    assert found == pytest.approx(-1.2 * math.exp(0.5), rel=1e-5)

@@ -1,0 +1,96 @@
+"""The `Algorithm` that the trainer runs: advantage, objective, weights and mean, each by name.
+
+GRPO, DAPO, GSPO and the others are combinations of the settings that are read here
+(docs/algorithms.md); there is no code of any of them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from arealite.algorithms import aggregation, objectives
+from arealite.algorithms.advantages import group_advantages
+from arealite.config import Config
+from arealite.types import Episode
+
+if TYPE_CHECKING:  # the two rooms of this floor meet only in types
+    from arealite.data.micro_batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """What `config.actor` combines. It is stateless: one object serves a whole run."""
+
+    config: Config
+
+    def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
+        """See protocols.Algorithm."""
+        c = self.config.actor
+        return [
+            [
+                *group_advantages(
+                    [(t.reward + c.reward_bias) * c.reward_scaling for t in episode.trajectories],
+                    c.adv_std,
+                )
+            ]
+            for episode in episodes
+        ]
+
+    def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See protocols.Algorithm."""
+        match self.config.actor.loss_agg_mode:
+            case "token":
+                return aggregation.token_mean(lengths)
+            case "sequence":
+                return aggregation.sequence_mean(lengths)
+            case "prompt":
+                return aggregation.prompt_mean(lengths)
+            case "constant":
+                return aggregation.constant(lengths, self.config.gconfig.max_new_tokens)
+
+    def loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L = - sum_t a_t min(pi_prox / pi_behave, cap) J_t, with the aggregation's weights a_t.
+
+        J_t is measured from pi_prox (AReaL, arXiv:2505.24298, equation 5, after Hilton et al.,
+        arXiv:2110.00641), or with use_decoupled_loss: false from pi_behave, without the factor
+        before it. logprobs: [tokens] float32. The sums are those of protocols.Algorithm: clipped
+        and capped tokens, the k3 estimate of KL(behave || theta), and the behaviour weight.
+        """
+        c = self.config.actor
+        prox = batch.prox if batch.prox is not None else logprobs.detach()
+        old = prox if c.use_decoupled_loss else batch.behave
+        objective, clipped = self._objective(logprobs, old, batch)
+        raw_weight = objectives.token_ratio(old, batch.behave)
+        weight = raw_weight.clamp(max=c.behave_imp_weight_cap)
+        loss = -(batch.weights * weight * objective).sum()
+        with torch.no_grad():
+            to_behave = (logprobs - batch.behave).clamp(max=objectives.LARGEST)
+            stats = {
+                "clip_fraction": clipped.float().sum(),
+                "cap_fraction": (raw_weight > c.behave_imp_weight_cap).float().sum(),
+                "behave_kl": (torch.expm1(to_behave) - to_behave).sum(),
+                "behave_weight": weight.sum(),
+            }
+        return loss, stats
+
+    def _objective(self, logprobs: Tensor, old: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        c, advantages = self.config.actor, batch.advantages
+        if c.policy_loss == "reinforce":
+            return objectives.reinforce(logprobs, advantages)
+        if c.policy_loss == "gspo":
+            ratio = objectives.sequence_ratio(logprobs, old, batch.sequence)
+        else:
+            ratio = objectives.token_ratio(logprobs, old)
+        low, high = c.eps_clip, c.eps_clip if c.eps_clip_higher is None else c.eps_clip_higher
+        if c.policy_loss == "cispo":
+            return objectives.cispo(logprobs, ratio, advantages, low, high)
+        if c.policy_loss == "sapo":
+            return objectives.sapo(ratio, advantages, c.sapo_tau_pos, c.sapo_tau_neg)
+        if c.c_clip is not None:
+            return objectives.dual_clip(ratio, advantages, low, high, c.c_clip)
+        return objectives.ppo_clip(ratio, advantages, low, high)

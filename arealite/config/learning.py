@@ -1,0 +1,32 @@
+"""Rules between the settings of the learning rule: nothing that is asked for is left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from arealite.config.schema import ActorConfig, Config
+
+Broken = tuple[str, str]
+"""(the dotted key to blame, what is wrong and what to do)."""
+
+
+def learning_rules(config: Config) -> Iterator[Broken]:
+    """What is broken in `mode: rl`."""
+    yield from _clipping(config.actor)
+
+
+def _clipping(actor: ActorConfig) -> Iterator[Broken]:
+    if actor.eps_clip_higher is not None and actor.policy_loss in ("sapo", "reinforce"):
+        yield (
+            "actor.eps_clip_higher",
+            f"actor.policy_loss: {actor.policy_loss} clips nothing; leave it out",
+        )
+    if actor.c_clip is None:
+        return
+    if actor.c_clip <= 1:
+        yield "actor.c_clip", f"it is {actor.c_clip}, it must be above 1 (3 is usual)"
+    if actor.policy_loss not in ("ppo", "gspo"):
+        yield (
+            "actor.c_clip",
+            f"actor.policy_loss: {actor.policy_loss} has no clipped ratio to bound; leave it out",
+        )

@@ -1,0 +1,67 @@
+"""Settings of the learning rule that contradict each other: one sentence with key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arealite.config import Config, load
+from arealite.errors import ConfigError
+
+BASE: dict[str, Any] = {
+    "experiment_name": "test",
+    "actor": {"path": "models/m"},
+    "rollout": {"reward_fn": "reward.py:compute_score"},
+    "gconfig": {"n_samples": 4},
+    "train_dataset": {"path": "train.jsonl"},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(yaml.safe_dump(BASE))
+
+
+def loaded(*overrides: str) -> Config:
+    return load("run.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["actor.c_clip=1"], "actor.c_clip", "it is 1.0, it must be above 1 (3 is usual)"),
+        (["actor.c_clip=3", "actor.policy_loss=sapo"], "actor.c_clip", "no clipped ratio"),
+        (["actor.c_clip=3", "actor.policy_loss=cispo"], "actor.c_clip", "no clipped ratio"),
+        (
+            ["actor.eps_clip_higher=0.3", "actor.policy_loss=reinforce"],
+            "actor.eps_clip_higher",
+            "actor.policy_loss: reinforce clips nothing; leave it out",
+        ),
+        (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
+    ],
+)
+def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        loaded(*overrides)
+    sentence = str(told.value)
+    assert f": {key}: " in sentence
+    assert says in sentence
+    assert "\n" not in sentence
+    assert any(f"the override {o!r}" in sentence for o in overrides if o.startswith(key))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["actor.c_clip=3"],
+        ["actor.c_clip=3", "actor.policy_loss=gspo"],
+        ["actor.eps_clip_higher=4", "actor.policy_loss=cispo"],
+        ["actor.policy_loss=reinforce"],
+    ],
+)
+def test_what_fits_together_loads(overrides: list[str]) -> None:
+    loaded(*overrides)
