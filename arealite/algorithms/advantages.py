@@ -1,23 +1,61 @@
-"""Advantages as pure functions of the rewards of one group: A of each of its samples."""
+"""Advantages as pure functions of rewards: a baseline within the group, then a scale."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+EPSILON = 1e-6
+"""Added to every standard deviation, which is the population's (divided by n)."""
 
-def group_advantages(rewards: Sequence[float], divide_by_std: bool) -> list[float]:
-    """Group-relative advantages: A_i = (r_i - mean(r)) / std(r).
 
-    Source: DeepSeekMath, arXiv:2402.03300, section 4.1.2; without the division Dr. GRPO,
-    arXiv:2503.20783, section 3.2. A group of equal rewards teaches nothing: exactly 0 for all.
-    The standard deviation is the population's (divided by n), as 1e-6 is added to it.
+def less_group_mean(rewards: Sequence[float]) -> list[float]:
+    """A_i = r_i - mean(r) over the group.
+
+    Source: GRPO, DeepSeekMath, arXiv:2402.03300, section 4.1.2; alone Dr. GRPO, arXiv:2503.20783,
+    section 3.2. A group of equal rewards teaches nothing: exactly 0 for all.
     """
     if max(rewards) == min(rewards):
         return [0.0] * len(rewards)
     mean = math.fsum(rewards) / len(rewards)
-    centred = [r - mean for r in rewards]
-    if not divide_by_std:
-        return centred
-    std = math.sqrt(math.fsum(c * c for c in centred) / len(rewards))
-    return [c / (std + 1e-6) for c in centred]
+    return [r - mean for r in rewards]
+
+
+def less_others_mean(rewards: Sequence[float]) -> list[float]:
+    """A_i = r_i - mean of the group's other rewards = n / (n - 1) (r_i - mean(r)).
+
+    Source: RLOO, arXiv:2402.14740, section 2.2, after Kool et al. 2019. A baseline that does not
+    contain the sample itself leaves the gradient unbiased. A group of one teaches nothing: 0.
+    """
+    n = len(rewards)
+    return [n / max(n - 1, 1) * centred for centred in less_group_mean(rewards)]
+
+
+def over_group_std(advantages: Sequence[float], rewards: Sequence[float]) -> list[float]:
+    """A_i / std(r) over the group (GRPO, arXiv:2402.03300, section 4.1.2)."""
+    std = math.sqrt(math.fsum(c * c for c in less_group_mean(rewards)) / len(rewards))
+    return [a / (std + EPSILON) for a in advantages]
+
+
+def whitened(
+    advantages: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """(A - mean) / std over all tokens of the batch; a sample's A counts once for each token.
+
+    advantages, tokens: one number per sample, group by group. tokens of 0: the sample is moved
+    and scaled as the others are, and does not count. Source: REINFORCE++, arXiv:2501.03262,
+    section 3 (with a group's mean taken off before: its baseline form). Equal advantages: 0.
+    """
+    counted = [
+        (a, k)
+        for group, ks in zip(advantages, tokens, strict=True)
+        for a, k in zip(group, ks, strict=True)
+        if k
+    ]
+    values = [a for a, _ in counted]
+    if not counted or max(values) == min(values):
+        return [[0.0] * len(group) for group in advantages]
+    n = sum(k for _, k in counted)
+    mean = math.fsum(a * k for a, k in counted) / n
+    std = math.sqrt(math.fsum(k * (a - mean) ** 2 for a, k in counted) / n)
+    return [[(a - mean) / (std + EPSILON) for a in group] for group in advantages]

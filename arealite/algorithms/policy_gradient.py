@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from arealite.algorithms import aggregation, objectives
-from arealite.algorithms.advantages import group_advantages
+from arealite.algorithms.advantages import (
+    less_group_mean,
+    less_others_mean,
+    over_group_std,
+    whitened,
+)
 from arealite.config import Config
 from arealite.types import Episode
 
@@ -30,16 +35,23 @@ class PolicyGradient:
 
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""
+        advantages = [self._within_group(episode) for episode in episodes]
+        if self.config.actor.adv_norm == "batch":
+            tokens = [[t.sampled for t in episode.trajectories] for episode in episodes]
+            advantages = whitened(advantages, tokens)
+        return [[*group] for group in advantages]
+
+    def _within_group(self, episode: Episode) -> list[float]:
         c = self.config.actor
-        return [
-            [
-                *group_advantages(
-                    [(t.reward + c.reward_bias) * c.reward_scaling for t in episode.trajectories],
-                    c.adv_std,
-                )
-            ]
-            for episode in episodes
-        ]
+        rewards = [(t.reward + c.reward_bias) * c.reward_scaling for t in episode.trajectories]
+        match c.adv_baseline:
+            case "group":
+                advantages = less_group_mean(rewards)
+            case "leave_one_out":
+                advantages = less_others_mean(rewards)
+            case "none":
+                advantages = rewards
+        return over_group_std(advantages, rewards) if c.adv_norm == "group" else advantages
 
     def weigh(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
         """See protocols.Algorithm."""

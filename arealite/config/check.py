@@ -140,11 +140,6 @@ def _rl(config: Config) -> Iterator[Broken]:
     yield from _engine(config)
     yield from learning_rules(config)
     n = config.gconfig.n_samples
-    if n < 2:
-        yield (
-            "gconfig.n_samples",
-            f"it is {n}, but GRPO compares the samples of one row with each other; use at least 2",
-        )
     if not config.rollout.reward_fn and config.rollout.workflow == "workflows.rlvr:RLVRWorkflow":
         yield (
             "rollout.reward_fn",

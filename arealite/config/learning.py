@@ -12,7 +12,29 @@ Broken = tuple[str, str]
 
 def learning_rules(config: Config) -> Iterator[Broken]:
     """What is broken in `mode: rl`."""
+    yield from _groups(config)
     yield from _clipping(config.actor)
+
+
+def _groups(config: Config) -> Iterator[Broken]:
+    actor, n = config.actor, config.gconfig.n_samples
+    if n < 2 and actor.adv_baseline != "none":
+        yield (
+            "gconfig.n_samples",
+            f"it is {n}, but actor.adv_baseline: {actor.adv_baseline} compares the samples of one "
+            "row with each other; use at least 2",
+        )
+    if n < 2 and "equal_rewards" in config.rollout.filters:
+        yield (
+            "rollout.filters",
+            "equal_rewards would filter every episode where gconfig.n_samples is 1; leave it out",
+        )
+    if actor.adv_norm == "group" and actor.adv_baseline == "none":
+        yield (
+            "actor.adv_norm",
+            "group divides differences from the group's mean, but actor.adv_baseline is none; "
+            "use batch or none",
+        )
 
 
 def _clipping(actor: ActorConfig) -> Iterator[Broken]:

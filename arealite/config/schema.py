@@ -92,7 +92,14 @@ class ActorConfig:
     sapo_tau_neg: float = opt(1.05, "... and where it is not")
     use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
     behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight of a token")
-    adv_std: bool = opt(True, "divide the group's advantages by their standard deviation")
+    adv_baseline: Literal["group", "leave_one_out", "none"] = opt(
+        "group", "taken off a reward: its group's mean, the mean of the group's others, or nothing"
+    )
+    adv_norm: Literal["group", "batch", "none"] = opt(
+        "group",
+        "advantages are divided by their group's standard deviation, centred and divided over all "
+        "tokens of the batch, or left as they are",
+    )
     reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
     reward_bias: float = opt(0.0, "added to rewards, for learning only")
 

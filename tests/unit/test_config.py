@@ -168,7 +168,7 @@ def test_a_dotted_key_in_a_file_is_told_how_to_write_it(tmp_path: Path) -> None:
         ("seed=[1]", "seed"),
         ("seed={a: 1}", "seed"),
         ("actor.optimizer.lr=fast", "actor.optimizer.lr"),
-        ("actor.adv_std=maybe", "actor.adv_std"),
+        ("actor.share_prompts=maybe", "actor.share_prompts"),
         ("gconfig.temperature=warm", "gconfig.temperature"),
         ("gconfig.stop_token_ids=[a]", "gconfig.stop_token_ids"),
         ("gconfig.stop=word", "gconfig.stop"),

@@ -41,6 +41,18 @@ def loaded(*overrides: str) -> Config:
             "actor.eps_clip_higher",
             "actor.policy_loss: reinforce clips nothing; leave it out",
         ),
+        (["gconfig.n_samples=1"], "gconfig.n_samples", "adv_baseline: group compares"),
+        (
+            [
+                "gconfig.n_samples=1",
+                "actor.adv_baseline=none",
+                "actor.adv_norm=batch",
+                "rollout.filters=[equal_rewards]",
+            ],
+            "rollout.filters",
+            "equal_rewards would filter every episode",
+        ),
+        (["actor.adv_norm=group", "actor.adv_baseline=none"], "actor.adv_norm", "batch or none"),
         (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
     ],
 )
@@ -61,6 +73,8 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.c_clip=3", "actor.policy_loss=gspo"],
         ["actor.eps_clip_higher=4", "actor.policy_loss=cispo"],
         ["actor.policy_loss=reinforce"],
+        ["gconfig.n_samples=1", "actor.adv_baseline=none", "actor.adv_norm=batch"],
+        ["actor.adv_baseline=leave_one_out"],
     ],
 )
 def test_what_fits_together_loads(overrides: list[str]) -> None:
