@@ -20,6 +20,7 @@ from arealite.algorithms.advantages import (
     over_group_std,
     whitened,
 )
+from arealite.algorithms.corrections import importance_weights, mismatch
 from arealite.config import Config
 from arealite.types import Episode
 
@@ -66,25 +67,33 @@ class PolicyGradient:
                 return aggregation.constant(lengths, self.config.gconfig.max_new_tokens)
 
     def loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = - sum_t a_t min(pi_prox / pi_behave, cap) J_t, with the aggregation's weights a_t.
+        """L = - sum_t a_t w_t J_t: the aggregation's weights, the correction's, the objective.
 
-        J_t is measured from pi_prox (AReaL, arXiv:2505.24298, equation 5, after Hilton et al.,
-        arXiv:2110.00641), or with use_decoupled_loss: false from pi_behave, without the factor
-        before it. logprobs: [tokens] float32. The sums are those of protocols.Algorithm: clipped
-        and capped tokens, the k3 estimate of KL(behave || theta), and the behaviour weight.
+        J_t is measured from pi_prox, which takes the batch, and w_t corrects for pi_behave, which
+        sampled it (AReaL, arXiv:2505.24298, equation 5, after Hilton et al., arXiv:2110.00641);
+        with use_decoupled_loss: false J_t is measured from pi_behave, and w_t = 1. logprobs:
+        [tokens] float32. The sums are those of protocols.Algorithm: tokens whose ratio is clipped
+        and whose weight is cut, the k3 estimate of KL(behave || theta), the weight, and what
+        corrections.mismatch tells.
         """
         c = self.config.actor
         prox = batch.prox if batch.prox is not None else logprobs.detach()
-        old = prox if c.use_decoupled_loss else batch.behave
-        objective, clipped = self._objective(logprobs, old, batch)
-        raw_weight = objectives.token_ratio(old, batch.behave)
-        weight = raw_weight.clamp(max=c.behave_imp_weight_cap)
+        objective, clipped = self._objective(
+            logprobs, prox if c.use_decoupled_loss else batch.behave, batch
+        )
+        weight, cut = importance_weights(
+            prox - batch.behave,
+            batch.sequence,
+            c.behave_imp_weight_mode if c.use_decoupled_loss else "disabled",
+            c.behave_imp_weight_floor,
+            c.behave_imp_weight_cap,
+        )
         loss = -(batch.weights * weight * objective).sum()
         with torch.no_grad():
             to_behave = (logprobs - batch.behave).clamp(max=objectives.LARGEST)
-            stats = {
+            stats = mismatch(prox - batch.behave) | {
                 "clip_fraction": clipped.float().sum(),
-                "cap_fraction": (raw_weight > c.behave_imp_weight_cap).float().sum(),
+                "cap_fraction": cut.float().sum(),
                 "behave_kl": (torch.expm1(to_behave) - to_behave).sum(),
                 "behave_weight": weight.sum(),
             }

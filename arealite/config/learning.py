@@ -14,6 +14,7 @@ def learning_rules(config: Config) -> Iterator[Broken]:
     """What is broken in `mode: rl`."""
     yield from _groups(config)
     yield from _clipping(config.actor)
+    yield from _correction(config.actor)
 
 
 def _groups(config: Config) -> Iterator[Broken]:
@@ -51,4 +52,34 @@ def _clipping(actor: ActorConfig) -> Iterator[Broken]:
         yield (
             "actor.c_clip",
             f"actor.policy_loss: {actor.policy_loss} has no clipped ratio to bound; leave it out",
+        )
+
+
+def _correction(actor: ActorConfig) -> Iterator[Broken]:
+    mode, floor, cap = (
+        actor.behave_imp_weight_mode,
+        actor.behave_imp_weight_floor,
+        actor.behave_imp_weight_cap,
+    )
+    if not actor.use_decoupled_loss and mode != "disabled":
+        yield (
+            "actor.use_decoupled_loss",
+            f"false leaves out the policy that actor.behave_imp_weight_mode: {mode} corrects "
+            "towards, and with it the correction; set actor.behave_imp_weight_mode=disabled",
+        )
+    if floor < 0:
+        yield "actor.behave_imp_weight_floor", f"it is {floor}, it must not be negative"
+    if not mode.endswith("_mask"):
+        if floor > 0:
+            yield (
+                "actor.behave_imp_weight_floor",
+                f"actor.behave_imp_weight_mode: {mode} masks nothing; use a mode that ends in "
+                "_mask, or leave it out",
+            )
+    elif not floor < 1 < cap:
+        key = "cap" if cap <= 1 else "floor"
+        yield (
+            f"actor.behave_imp_weight_{key}",
+            f"weights outside {floor} to {cap} are masked, which must leave 1 inside: the weight "
+            "of a token that the trained policy itself sampled",
         )

@@ -91,7 +91,21 @@ class ActorConfig:
     sapo_tau_pos: float = opt(1.0, "steepness of SAPO's gate where the advantage is positive")
     sapo_tau_neg: float = opt(1.05, "... and where it is not")
     use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
-    behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight of a token")
+    behave_imp_weight_mode: Literal[
+        "token_truncate",
+        "sequence_truncate",
+        "token_mask",
+        "sequence_mask",
+        "geometric_mask",
+        "disabled",
+    ] = opt(
+        "token_truncate",
+        "correction for tokens that an older policy or an engine's other numbers sampled: weights "
+        "proximal / behaviour cut at the cap (TIS) or masked outside floor and cap (IcePop, MIS), "
+        "of tokens or sequences; sequences masked by their geometric mean; or none",
+    )
+    behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight")
+    behave_imp_weight_floor: float = opt(0.0, "... and smallest; only the masks have one")
     adv_baseline: Literal["group", "leave_one_out", "none"] = opt(
         "group", "taken off a reward: its group's mean, the mean of the group's others, or nothing"
     )

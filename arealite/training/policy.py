@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from arealite.algorithms.corrections import effective_sample_size
 from arealite.config import Config
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
@@ -166,6 +167,9 @@ class Policy:
         tokens = max(sums.pop("tokens", 0.0), 1.0)
         norm = sums.pop("grad_norm") / updates
         stats = {f"loss/{name}": value / tokens for name, value in sums.items()}
+        if "loss/is_ratio" in stats:
+            square = stats.pop("loss/is_ratio_squared")
+            stats["loss/ess"] = effective_sample_size(stats.pop("loss/is_ratio"), square)
         stats |= {
             "loss/policy": sums.get("policy", 0.0) / batch.n_tokens,
             "loss/grad_norm": norm,

@@ -53,6 +53,28 @@ def loaded(*overrides: str) -> Config:
             "equal_rewards would filter every episode",
         ),
         (["actor.adv_norm=group", "actor.adv_baseline=none"], "actor.adv_norm", "batch or none"),
+        (
+            ["actor.use_decoupled_loss=false"],
+            "actor.use_decoupled_loss",
+            "set actor.behave_imp_weight_mode=disabled",
+        ),
+        (
+            ["actor.use_decoupled_loss=false", "actor.behave_imp_weight_mode=token_mask"],
+            "actor.use_decoupled_loss",
+            "actor.behave_imp_weight_mode: token_mask",
+        ),
+        (["actor.behave_imp_weight_floor=0.5"], "actor.behave_imp_weight_floor", "_mask"),
+        (["actor.behave_imp_weight_floor=-1"], "actor.behave_imp_weight_floor", "negative"),
+        (
+            ["actor.behave_imp_weight_mode=token_mask", "actor.behave_imp_weight_floor=1"],
+            "actor.behave_imp_weight_floor",
+            "must leave 1 inside",
+        ),
+        (
+            ["actor.behave_imp_weight_mode=geometric_mask", "actor.behave_imp_weight_cap=0.9"],
+            "actor.behave_imp_weight_cap",
+            "must leave 1 inside",
+        ),
         (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
     ],
 )
@@ -73,6 +95,9 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.c_clip=3", "actor.policy_loss=gspo"],
         ["actor.eps_clip_higher=4", "actor.policy_loss=cispo"],
         ["actor.policy_loss=reinforce"],
+        ["actor.use_decoupled_loss=false", "actor.behave_imp_weight_mode=disabled"],
+        ["actor.behave_imp_weight_mode=token_mask", "actor.behave_imp_weight_floor=0.5"],
+        ["actor.behave_imp_weight_cap=1"],
         ["gconfig.n_samples=1", "actor.adv_baseline=none", "actor.adv_norm=batch"],
         ["actor.adv_baseline=leave_one_out"],
     ],

@@ -16,6 +16,7 @@ import pytest
 import torch
 from training_support import algorithm, tokens_of
 
+from arealite.algorithms.corrections import effective_sample_size
 from arealite.data.micro_batch import MicroBatch
 
 
@@ -93,7 +94,25 @@ def correction(now: Told, t: int, s: dict[str, Any]) -> float:
     """The weight of pi_prox against pi_behave."""
     if not s.get("use_decoupled_loss", True):
         return 1.0
-    return min(math.exp(now.prox[t] - now.behave[t]), s.get("behave_imp_weight_cap", 5.0))
+    mode, cap = (
+        s.get("behave_imp_weight_mode", "token_truncate"),
+        s.get("behave_imp_weight_cap", 5.0),
+    )
+    floor = s.get("behave_imp_weight_floor", 0.0)
+    logs = [p - b for p, b in zip(now.prox, now.behave, strict=True)]
+    if mode == "token_truncate":  # arXiv:2505.24298, equation 5
+        return min(math.exp(logs[t]), cap)
+    if mode == "sequence_truncate":
+        return min(math.prod(math.exp(x) for x in logs), cap)
+    if mode == "token_mask":  # arXiv:2510.18855, IcePop's M(k)
+        return math.exp(logs[t]) if floor <= math.exp(logs[t]) <= cap else 0.0
+    if mode == "sequence_mask":
+        whole = math.prod(math.exp(x) for x in logs)
+        return whole if floor <= whole <= cap else 0.0
+    if mode == "geometric_mask":
+        mean = math.prod(math.exp(x) for x in logs) ** (1 / len(logs))
+        return 1.0 if floor <= mean <= cap else 0.0
+    return 1.0
 
 
 def mean_over(groups: list[list[list[float]]], mode: str, max_new_tokens: int) -> float:
@@ -184,8 +203,22 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sapo, steep": {"policy_loss": "sapo", "sapo_tau_pos": 2.0, "sapo_tau_neg": 5.0},
     "reinforce": {"policy_loss": "reinforce"},
 }
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    "no correction": {"behave_imp_weight_mode": "disabled"},
+    "TIS": {"behave_imp_weight_mode": "token_truncate", "behave_imp_weight_cap": 1.3},
+    "TIS of sequences": {"behave_imp_weight_mode": "sequence_truncate"},
+    "IcePop": {"behave_imp_weight_mode": "token_mask", "behave_imp_weight_floor": 0.7,
+               "behave_imp_weight_cap": 1.5},
+    "MIS": {"behave_imp_weight_mode": "sequence_mask", "behave_imp_weight_cap": 2.0},
+    "geometric": {"behave_imp_weight_mode": "geometric_mask", "behave_imp_weight_floor": 0.8,
+                  "behave_imp_weight_cap": 1.2},
+    "geometric, gspo": {"behave_imp_weight_mode": "geometric_mask", "policy_loss": "gspo"},
+}  # fmt: skip
+COUPLED = {"use_decoupled_loss": False, "behave_imp_weight_mode": "disabled"}
 AGGREGATIONS = ["token", "sequence", "prompt", "constant"]
-every_objective = pytest.mark.parametrize("chosen", OBJECTIVES.values(), ids=list(OBJECTIVES))
+every_objective = pytest.mark.parametrize(
+    "chosen", (OBJECTIVES | CORRECTIONS).values(), ids=list(OBJECTIVES | CORRECTIONS)
+)
 
 
 @every_objective
@@ -235,3 +268,25 @@ def test_extreme_ratios_give_finite_gradients(chosen: dict[str, Any]) -> None:
     assert bool(theta.grad.isfinite().all())
     assert math.isfinite(float(loss.detach()))
     assert all(math.isfinite(value) for value in stats.values())
+
+
+@pytest.mark.parametrize("mode", [{}, {"behave_imp_weight_mode": "disabled"}, COUPLED])
+def test_what_is_logged_of_the_mismatch_does_not_depend_on_the_correction(
+    mode: dict[str, Any],
+) -> None:
+    groups = ragged(5)
+    _, stats = library(groups, mode, all_thetas(groups), cuts=3)
+    logs = [
+        p - b
+        for group in groups
+        for told in group
+        for p, b in zip(told.prox, told.behave, strict=True)
+    ]
+    ratios = [math.exp(x) for x in logs]
+    kl = sum(r - 1.0 - x for r, x in zip(ratios, logs, strict=True)) / len(logs)
+    assert stats["mismatch_kl"] == pytest.approx(kl, rel=1e-9)
+    found = effective_sample_size(stats["is_ratio"], stats["is_ratio_squared"])
+    expected = sum(ratios) ** 2 / sum(r * r for r in ratios) / len(ratios)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert 0.0 < found < 1.0
+    assert effective_sample_size(1.0, 1.0) == 1.0
