@@ -21,8 +21,9 @@ from arealite.algorithms.advantages import (
     whitened,
 )
 from arealite.algorithms.corrections import importance_weights, mismatch
+from arealite.algorithms.shaping import overlong_penalty, shaped
 from arealite.config import Config
-from arealite.types import Episode
+from arealite.types import Episode, Trajectory
 
 if TYPE_CHECKING:  # the two rooms of this floor meet only in types
     from arealite.data.micro_batch import MicroBatch
@@ -37,14 +38,33 @@ class PolicyGradient:
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""
         advantages = [self._within_group(episode) for episode in episodes]
+        lengths = [
+            [0 if self._is_masked(t) else t.sampled for t in episode.trajectories]
+            for episode in episodes
+        ]
         if self.config.actor.adv_norm == "batch":
-            tokens = [[t.sampled for t in episode.trajectories] for episode in episodes]
-            advantages = whitened(advantages, tokens)
-        return [[*group] for group in advantages]
+            advantages = whitened(advantages, lengths)
+        return [
+            [a if length else None for a, length in zip(group, lengths_of_group, strict=True)]
+            for group, lengths_of_group in zip(advantages, lengths, strict=True)
+        ]
+
+    def _is_masked(self, trajectory: Trajectory) -> bool:
+        """Whether its tokens leave the loss; its reward is in the baseline all the same."""
+        return self.config.actor.mask_truncated_completions and trajectory.truncated
+
+    def _reward(self, trajectory: Trajectory) -> float:
+        c, earned = self.config.actor, trajectory.reward
+        if c.overlong_tokens is not None:
+            longest = self.config.gconfig.max_new_tokens
+            earned += overlong_penalty(
+                trajectory.sampled, longest, c.overlong_tokens, c.overlong_penalty_factor
+            )
+        return shaped(earned, c.reward_bias, c.reward_scaling, c.reward_clip)
 
     def _within_group(self, episode: Episode) -> list[float]:
         c = self.config.actor
-        rewards = [(t.reward + c.reward_bias) * c.reward_scaling for t in episode.trajectories]
+        rewards = [self._reward(t) for t in episode.trajectories]
         match c.adv_baseline:
             case "group":
                 advantages = less_group_mean(rewards)

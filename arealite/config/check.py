@@ -64,6 +64,8 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.threads": config.actor.threads,
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
+        "actor.reward_clip": config.actor.reward_clip,
+        "actor.overlong_penalty_factor": config.actor.overlong_penalty_factor,
         "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
         "actor.sapo_tau_neg": config.actor.sapo_tau_neg,
         "actor.optimizer.eps": config.actor.optimizer.eps,

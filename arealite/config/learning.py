@@ -13,6 +13,7 @@ Broken = tuple[str, str]
 def learning_rules(config: Config) -> Iterator[Broken]:
     """What is broken in `mode: rl`."""
     yield from _groups(config)
+    yield from _shaping(config)
     yield from _clipping(config.actor)
     yield from _correction(config.actor)
 
@@ -35,6 +36,15 @@ def _groups(config: Config) -> Iterator[Broken]:
             "actor.adv_norm",
             "group divides differences from the group's mean, but actor.adv_baseline is none; "
             "use batch or none",
+        )
+
+
+def _shaping(config: Config) -> Iterator[Broken]:
+    overlong, longest = config.actor.overlong_tokens, config.gconfig.max_new_tokens
+    if overlong is not None and not 0 < overlong < longest:
+        yield (
+            "actor.overlong_tokens",
+            f"it is {overlong}, it must be above 0 and below gconfig.max_new_tokens = {longest}",
         )
 
 

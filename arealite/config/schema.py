@@ -116,6 +116,18 @@ class ActorConfig:
     )
     reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
     reward_bias: float = opt(0.0, "added to rewards, for learning only")
+    reward_clip: float | None = opt(
+        None, "scaled rewards are kept within -this and this, for learning only; null: no limit"
+    )
+    overlong_tokens: int | None = opt(
+        None,
+        "soft overlong punishment (DAPO): in the last so many tokens before gconfig.max_new_tokens "
+        "the reward falls, for learning only; null: off",
+    )
+    overlong_penalty_factor: float = opt(1.0, "... by this at max_new_tokens")
+    mask_truncated_completions: bool = opt(
+        False, "samples cut off by their length leave the loss; their rewards stay in the baseline"
+    )
 
 
 @dataclass(frozen=True)

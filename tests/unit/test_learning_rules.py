@@ -75,6 +75,10 @@ def loaded(*overrides: str) -> Config:
             "actor.behave_imp_weight_cap",
             "must leave 1 inside",
         ),
+        (["actor.overlong_tokens=256"], "actor.overlong_tokens", "gconfig.max_new_tokens = 256"),
+        (["actor.overlong_tokens=0"], "actor.overlong_tokens", "above 0"),
+        (["actor.reward_clip=0"], "actor.reward_clip", "above 0"),
+        (["actor.overlong_penalty_factor=-1"], "actor.overlong_penalty_factor", "above 0"),
         (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
     ],
 )
@@ -95,6 +99,7 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.c_clip=3", "actor.policy_loss=gspo"],
         ["actor.eps_clip_higher=4", "actor.policy_loss=cispo"],
         ["actor.policy_loss=reinforce"],
+        ["actor.overlong_tokens=255"],
         ["actor.use_decoupled_loss=false", "actor.behave_imp_weight_mode=disabled"],
         ["actor.behave_imp_weight_mode=token_mask", "actor.behave_imp_weight_floor=0.5"],
         ["actor.behave_imp_weight_cap=1"],
