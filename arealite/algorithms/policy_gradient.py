@@ -55,10 +55,10 @@ class PolicyGradient:
 
     def _reward(self, trajectory: Trajectory) -> float:
         c, earned = self.config.actor, trajectory.reward
-        if c.overlong_tokens is not None:
+        if c.overlong_share is not None:
             longest = self.config.gconfig.max_new_tokens
             earned += overlong_penalty(
-                trajectory.sampled, longest, c.overlong_tokens, c.overlong_penalty_factor
+                trajectory.sampled, longest, c.overlong_share * longest, c.overlong_penalty_factor
             )
         return shaped(earned, c.reward_bias, c.reward_scaling, c.reward_clip)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def overlong_penalty(length: int, longest: int, margin: int, factor: float) -> float:
+def overlong_penalty(length: int, longest: int, margin: float, factor: float) -> float:
     """Soft overlong punishment, at most 0: nothing up to longest - margin tokens, then a straight
     line down to -factor at `longest` and beyond.
 

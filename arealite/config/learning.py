@@ -13,7 +13,7 @@ Broken = tuple[str, str]
 def learning_rules(config: Config) -> Iterator[Broken]:
     """What is broken in `mode: rl`."""
     yield from _groups(config)
-    yield from _shaping(config)
+    yield from _shaping(config.actor)
     yield from _clipping(config.actor)
     yield from _correction(config.actor)
 
@@ -39,12 +39,12 @@ def _groups(config: Config) -> Iterator[Broken]:
         )
 
 
-def _shaping(config: Config) -> Iterator[Broken]:
-    overlong, longest = config.actor.overlong_tokens, config.gconfig.max_new_tokens
-    if overlong is not None and not 0 < overlong < longest:
+def _shaping(actor: ActorConfig) -> Iterator[Broken]:
+    share = actor.overlong_share
+    if share is not None and not 0 < share <= 1:
         yield (
-            "actor.overlong_tokens",
-            f"it is {overlong}, it must be above 0 and below gconfig.max_new_tokens = {longest}",
+            "actor.overlong_share",
+            f"it is {share}, it must be above 0 and at most 1: a share of gconfig.max_new_tokens",
         )
 
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arealite.config import secrets
 from arealite.config.check import check
+from arealite.config.presets import PRESETS, keys_of
 from arealite.config.schema import Config
 from arealite.config.source import Places, parse, read, split
 from arealite.errors import ConfigError
@@ -37,6 +38,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _check_keys(tree, places)
     config = _to_config(tree, places)
     secrets.remember(OmegaConf.to_container(tree), dataclasses.asdict(config))
+    for key, _ in keys_of(PRESETS[config.actor.algorithm]):
+        places.setdefault(key, f"actor.algorithm: {config.actor.algorithm}")
     check(config, lambda key: _place(key, places, path))
     return config
 
@@ -164,7 +167,9 @@ def _place(key: str, places: Places, default: Path | str = "the configuration") 
 
 def _to_config(tree: Any, places: Places) -> Config:
     with _explained(tree, places):
-        merged = OmegaConf.merge(_schema(), tree)
+        written = OmegaConf.merge(_schema(), tree)
+        preset = PRESETS[OmegaConf.select(written, "actor.algorithm")]
+        merged = OmegaConf.merge(_schema(), preset, tree)
         resolved = OmegaConf.to_container(merged, resolve=True)
         try:
             config = OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.create(resolved)))

@@ -71,6 +71,13 @@ class ActorConfig:
     share_prompts: bool = opt(True, "compute a group's common prompt once, where that saves work")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
     ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
+    algorithm: Literal[
+        "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "sapo"
+    ] = opt(
+        "grpo",
+        "a preset of the settings below (docs/algorithms.md), each of which may be given beside "
+        "it; --check shows what it comes to",
+    )
     policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = opt(
         "ppo",
         "objective: the clipped token ratio, the clipped sequence ratio, a clipped weight before "
@@ -119,10 +126,10 @@ class ActorConfig:
     reward_clip: float | None = opt(
         None, "scaled rewards are kept within -this and this, for learning only; null: no limit"
     )
-    overlong_tokens: int | None = opt(
+    overlong_share: float | None = opt(
         None,
-        "soft overlong punishment (DAPO): in the last so many tokens before gconfig.max_new_tokens "
-        "the reward falls, for learning only; null: off",
+        "soft overlong punishment (DAPO): in this last share of gconfig.max_new_tokens the reward "
+        "falls, for learning only; null: off",
     )
     overlong_penalty_factor: float = opt(1.0, "... by this at max_new_tokens")
     mask_truncated_completions: bool = opt(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from arealite.config import Config
+from arealite.config.presets import describe
 from arealite.config.secrets import hide, hide_command
 from arealite.errors import ConfigError
 from arealite.launch.facts import Facts
@@ -210,6 +212,9 @@ def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> I
         f"{config.gconfig.max_new_tokens} new tokens = {context_length(config)}"
     )
     yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or 'by the workflow'}"
+    lines = [line for part in describe(config) for line in textwrap.wrap(part, 85)]
+    yield f"algorithm      {lines[0]}"
+    yield from (f"               {line}" for line in lines[1:])
 
 
 def _memory(config: Config, facts: Facts) -> Iterator[str]:

@@ -207,3 +207,12 @@ def test_a_hub_ids_name_tells_the_size(tmp_path: Path, name: str, parameters: fl
 def test_a_model_folder_with_an_odd_config_is_not_known_yet(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     assert gather(config_of(tmp_path, f"actor.path={tmp_path}")).max_positions is None
+
+
+def test_the_report_says_what_the_algorithm_comes_to(tmp_path: Path) -> None:
+    lines = plan_of(tmp_path, "actor.algorithm=sapo", "actor.sapo_tau_neg=2").report
+    first = next(i for i, line in enumerate(lines) if line.startswith("algorithm "))
+    assert lines[first].startswith("algorithm      sapo sets actor.policy_loss=sapo")
+    assert "               changed: actor.sapo_tau_neg=2.0 (not 1.05)" in lines
+    assert all(len(line) <= 100 for line in lines[first:])
+    assert not any(line.startswith("algorithm") for line in plan_of(tmp_path, "mode=sft").report)

@@ -17,6 +17,7 @@ import torch
 from training_support import algorithm, tokens_of
 
 from arealite.algorithms.corrections import effective_sample_size
+from arealite.config.presets import PRESETS
 from arealite.data.micro_batch import MicroBatch
 
 
@@ -214,6 +215,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
                   "behave_imp_weight_cap": 1.2},
     "geometric, gspo": {"behave_imp_weight_mode": "geometric_mask", "policy_loss": "gspo"},
 }  # fmt: skip
+PRESET_LOSSES = {name: preset.get("actor", {}) for name, preset in PRESETS.items()}
 COUPLED = {"use_decoupled_loss": False, "behave_imp_weight_mode": "disabled"}
 AGGREGATIONS = ["token", "sequence", "prompt", "constant"]
 every_objective = pytest.mark.parametrize(
@@ -232,6 +234,14 @@ def test_the_loss_of_a_ragged_batch(chosen: dict[str, Any], aggregation: str, se
     for cuts in (1, 3, 7):
         found, _ = library(groups, s, all_thetas(groups), cuts)
         assert float(found) == pytest.approx(expected, rel=1e-10), cuts
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_loss_of_every_preset(name: str) -> None:
+    groups = ragged(23)
+    thetas = [[told.theta for told in group] for group in groups]
+    found, _ = library(groups, PRESET_LOSSES[name], all_thetas(groups), cuts=4)
+    assert float(found) == pytest.approx(reference(groups, PRESET_LOSSES[name], thetas), rel=1e-10)
 
 
 @every_objective

@@ -31,7 +31,7 @@ def test_shaping_reaches_the_advantages_and_not_the_samples() -> None:
     long, brief = trajectory(1.0, [0] * 14), trajectory(1.0, [0] * 3)
     rule = algorithm(
         16,
-        overlong_tokens=4,
+        overlong_share=0.25,
         overlong_penalty_factor=2.0,
         reward_scaling=3.0,
         reward_clip=2.5,
