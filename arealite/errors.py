@@ -60,9 +60,17 @@ class EpisodeTimeout(EpisodeError):
 
 
 class Unscorable(EpisodeError):
-    """The reward function could not score this sample."""
+    """The reward function could not score this sample.
+
+    reason: raised | timeout | killed | memory | junk (it returned what is no finite number).
+    tail: the end of the reward's own traceback, where there is one.
+    """
 
     kind = "unscorable"
+
+    def __init__(self, sentence: str, reason: str = "raised", tail: str = "") -> None:
+        super().__init__(sentence)
+        self.reason, self.tail = reason, tail
 
 
 class WorkflowError(EpisodeError):

@@ -22,10 +22,10 @@ from arealite.data.batch import Batch
 from arealite.data.rows import Rows, load_rows
 from arealite.engines.client import RemoteEngine
 from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
-from arealite.loading import load_reward, load_workflow
+from arealite.loading import load_workflow
 from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
-from arealite.rewards.scorer import Scorer
+from arealite.rewards.opening import Score, open_reward
 from arealite.rollout.door import Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
@@ -75,6 +75,8 @@ class Run:
         )
         self._recorder = Recorder(folder, [sink], alarm=self.status.alarm)
         self._started: float | None = None
+        self.closing = ExitStack()
+        """What ends with the run, beside its own files."""
 
     # --- what the configuration means for this run
 
@@ -175,6 +177,7 @@ class Run:
             save_model(policy.model, self.tokenizer, Path(self.config.saver.export), policy.version)
 
     def close(self) -> None:
+        self.closing.close()
         self._recorder.close()
         if self.transcripts is not None:
             self.transcripts.close()
@@ -230,7 +233,9 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
         alarm=run.status.alarm,
     )
-    workflow, eval_workflow = _workflow(run, config.gconfig), _workflow(run, _eval_gconfig(config))
+    reward = run.closing.enter_context(open_reward(config)) if config.rollout.reward_fn else None
+    workflow = _workflow(run, config.gconfig, reward)
+    eval_workflow = _workflow(run, _eval_gconfig(config), reward)
     _check_first_row(workflow, run.rows, config.train_dataset, "train_dataset")
     held_out: list[tuple[str, Mapping[str, Any]]] = []
     if config.valid_dataset.path:
@@ -252,11 +257,11 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     )
 
 
-def _workflow(run: Run, gconfig: GenerationHyperparameters) -> Workflow:
+def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Score | None) -> Workflow:
     rollout = run.config.rollout
     offered: dict[str, Any] = {"gconfig": gconfig, "tokenizer": run.tokenizer}
-    if rollout.reward_fn:
-        offered["reward_fn"] = Scorer(load_reward(rollout.reward_fn), rollout.reward_fn)
+    if reward is not None:
+        offered["reward_fn"] = reward
     return load_workflow(rollout.workflow, offered, rollout.workflow_kwargs)
 
 

@@ -186,6 +186,20 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """How the reward function is run; an `async def` always runs on the event loop."""
+
+    mode: Literal["pool", "inline"] = opt(
+        "pool",
+        "in worker processes that can be killed (about 0.1 ms per call), or in the trainer itself: "
+        "for a function of your own that takes microseconds and cannot hang",
+    )
+    workers: int = opt(2, "worker processes, each with one call at a time")
+    timeout_s: float = opt(10.0, "a call that takes longer is killed and its sample is left out")
+    memory_mb: int = opt(1024, "memory that a worker may take beyond what loading the file took")
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     path: str = opt("", "a .jsonl file, or a data set's hub id")
     split: str = opt("train", "split of a hub data set")
@@ -256,6 +270,7 @@ class Config:
     prepare: list[PrepareConfig] = opt([], "made in this order when absent")
     actor: ActorConfig = section(ActorConfig, "the policy")
     rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
+    reward: RewardConfig = section(RewardConfig, "how rollout.reward_fn is run")
     gconfig: GenerationHyperparameters = section(GenerationHyperparameters, "sampling in training")
     train_dataset: DatasetConfig = section(DatasetConfig, "rows to learn from")
     valid_dataset: DatasetConfig = section(DatasetConfig, "held-out rows; empty path: none")

@@ -83,3 +83,46 @@ def test_episode_errors_pass_unchanged() -> None:
 def test_text_emptiness_and_overflow_are_no_numbers_either(value: Any) -> None:
     with pytest.raises(Unscorable):
         _score(lambda solution, truth: value)
+
+
+def test_an_async_function_has_a_time_limit() -> None:
+    async def slow(solution: str, truth: Any) -> float:
+        await asyncio.sleep(60)
+        return 1.0
+
+    with pytest.raises(
+        Unscorable, match=r"did not return within reward.timeout_s = 0.01 s"
+    ) as told:
+        asyncio.run(Scorer(slow, "reward.py:score", timeout_s=0.01)("", 0))
+    assert told.value.reason == "timeout"
+
+
+def test_a_failure_has_its_reason_and_the_end_of_its_traceback() -> None:
+    def broken(solution: str, truth: Any) -> float:
+        raise SystemExit("no")
+
+    with pytest.raises(Unscorable, match="raised SystemExit: no") as told:
+        _score(broken)
+    assert told.value.reason == "raised"
+    assert 'raise SystemExit("no")' in told.value.tail
+    with pytest.raises(Unscorable) as told:
+        _score(lambda s, t: "x" * 10_000)
+    assert (told.value.reason, len(str(told.value)) < 400) == ("junk", True)
+
+
+def test_foreign_values_that_fight_back() -> None:
+    class Hostile(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+        __repr__ = __str__
+
+        def __float__(self) -> float:
+            raise Hostile
+
+    def raising(solution: str, truth: Any) -> float:
+        raise Hostile
+
+    for function in (raising, lambda s, t: Hostile()):
+        with pytest.raises(Unscorable, match="<Hostile>"):
+            _score(function)

@@ -1,0 +1,36 @@
+"""The configuration's reward function, ready to be awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from arealite.config import Config
+from arealite.loading import load_reward
+from arealite.rewards.pool import Limits, Pool
+from arealite.rewards.scorer import Scorer
+
+Score = Callable[[str, Any], Awaitable[float | dict[str, float]]]
+"""`await score(solution_str, ground_truth)`; raises Unscorable."""
+
+
+@contextmanager
+def open_reward(config: Config) -> Iterator[Score]:
+    """rollout.reward_fn, run as `reward` says. Raises ConfigError where it cannot be used."""
+    reference, reward = config.rollout.reward_fn, config.reward
+    if reward.mode == "inline":
+        yield Scorer(load_reward(reference), reference, reward.timeout_s)
+        return
+    limits = Limits(
+        reward.workers, reward.timeout_s, reward.memory_mb, config.rollout.setup_timeout_s
+    )
+    pool = Pool(reference, limits)
+    try:
+        if pool.is_async:
+            pool.close()
+            yield Scorer(load_reward(reference), reference, reward.timeout_s)
+        else:
+            yield pool
+    finally:
+        pool.close()

@@ -1,0 +1,168 @@
+"""The processes in which a reward function runs: a template that has loaded it, and its copies.
+
+The trainer starts one template (`python -m arealite.rewards.worker FD`). It loads the reward file,
+once, and from then on it only forks: a worker is a copy that is ready in a millisecond, and no
+user code runs in the template again. Between trainer and template, over a socket:
+
+    {"reference": .., "memory_mb": ..}  first; answered by {"ready": ..} or {"error": ..}
+    spawn n   and one descriptor    a worker n that answers on it
+    end n                           it is killed with all it started; answered by {"ended": n, ..}
+
+Between trainer and worker: [solution_str, ground_truth] and an answer, each one line of JSON. The
+end of the trainer, however it comes, closes the socket: the template ends its workers and itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from typing import Any
+
+from arealite.errors import ConfigError, Unscorable
+from arealite.loading import load_reward
+from arealite.rewards.scorer import checked, raised
+from arealite.rewards.system import die_with_parent, limit_memory, own_orphans
+
+_MOST_FDS = 16
+_BUFFER = 1 << 18
+
+
+def main() -> None:
+    """Serves the socket whose descriptor is the only argument, until its other end is closed."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    control = socket.socket(fileno=int(sys.argv[1]))
+    with control.makefile("rb") as lines:
+        setting = json.loads(lines.readline())
+    sys.path[:] = setting["path"]
+    try:
+        function = load_reward(setting["reference"])
+    except ConfigError as error:
+        _tell(control, {"error": str(error)})
+        return
+    _tell(control, {"ready": True, "is_async": inspect.iscoroutinefunction(function)})
+    gc.collect()
+    gc.freeze()  # what is there now is shared with every copy, and no collection touches it
+    own_orphans()
+    Template(control, function, setting).serve()
+
+
+class Template:
+    """Forks workers and ends them, as it is told; it never waits for one that may hang."""
+
+    def __init__(self, control: socket.socket, function: Any, setting: dict[str, Any]) -> None:
+        self._control, self._function, self._setting = control, function, setting
+        self._pids: dict[int, int] = {}
+
+    def serve(self) -> None:
+        text, descriptors = b"", deque[int]()
+        while True:
+            data, received, _, _ = socket.recv_fds(self._control, 1 << 16, _MOST_FDS)
+            if not data:  # the trainer is gone
+                break
+            descriptors.extend(received)
+            *lines, text = (text + data).split(b"\n")
+            for line in lines:
+                what, whom = line.split()
+                if what == b"spawn":
+                    self._spawn(int(whom), descriptors.popleft())
+                else:
+                    _tell(self._control, {"ended": int(whom), "status": self._end(int(whom))})
+        for number in list(self._pids):
+            self._end(number)
+
+    def _spawn(self, number: int, descriptor: int) -> None:
+        pid = os.fork()
+        if pid:
+            self._pids[number] = pid
+            os.close(descriptor)
+            return
+        try:
+            self._control.close()
+            os.setsid()  # what it starts ends with it
+            die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            limit_memory(self._setting["memory_mb"])
+            work(socket.socket(fileno=descriptor), self._function, self._setting["reference"])
+        finally:
+            os._exit(0)
+
+    def _end(self, number: int) -> int:
+        """Kills the worker and what it started. Returns minus a signal, or its exit code."""
+        pid = self._pids.pop(number)
+        # Before setsid there is no group yet. A process that is ending keeps its own status.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        self._end_orphans()
+        return os.waitstatus_to_exitcode(status)
+
+    def _end_orphans(self) -> None:
+        """What a worker started and hid in a session of its own has become a child of this one."""
+        while True:
+            known = set(self._pids.values())
+            orphans = _children() - known
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+            for pid in orphans:
+                os.waitpid(pid, 0)
+            if not orphans:
+                return
+
+
+def _children() -> set[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return set(map(int, file.read().split()))
+    except OSError:  # no Linux: there are none that would be known
+        return set()
+
+
+def work(peer: socket.socket, function: Any, name: str) -> None:
+    """Answers one call after the other, until the other end is closed."""
+    calls, answers = peer.makefile("rb", buffering=_BUFFER), peer.makefile("wb")
+    for line in calls:
+        answer = _answer(function, name, *json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm of this call must not hit the next
+        with contextlib.suppress(Exception):  # it may have been closed
+            sys.stdout.flush()
+        # A thread that is left may do anything to the calls to come.
+        answer["is_spent"] = len(sys._current_frames()) > 1
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _answer(function: Any, name: str, solution_str: str, ground_truth: Any) -> dict[str, Any]:
+    try:
+        score = function(solution_str, ground_truth)
+        if inspect.isawaitable(score):
+            score = asyncio.run(_awaited(score))
+        return {"score": checked(score, name)}
+    except Unscorable as error:
+        failure = error
+    except BaseException as error:  # also SystemExit: this process is there for the next call, too
+        failure = raised(error, name)
+    return {"error": str(failure), "reason": failure.reason, "tail": failure.tail}
+
+
+async def _awaited(score: Any) -> Any:
+    return await score
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the trainer is gone; the next read says so
+        control.sendall(json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
