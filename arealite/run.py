@@ -25,13 +25,15 @@ from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
 from arealite.loading import load_workflow
 from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
-from arealite.rewards.opening import Score, open_reward
+from arealite.rewards.opening import open_reward
+from arealite.rewards.scorer import Kept, Score
 from arealite.rollout.door import Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import Recorder, wandb_sink
+from arealite.telemetry.quarantine import Quarantine
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
 from arealite.telemetry.summary import summarise
@@ -233,9 +235,13 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
         alarm=run.status.alarm,
     )
-    reward = run.closing.enter_context(open_reward(config)) if config.rollout.reward_fn else None
-    workflow = _workflow(run, config.gconfig, reward)
-    eval_workflow = _workflow(run, _eval_gconfig(config), reward)
+    quarantine = Quarantine(run.folder.quarantine, run.status.alarm)
+    run.closing.callback(quarantine.close)
+    score = run.closing.enter_context(open_reward(config)) if config.rollout.reward_fn else None
+    workflow, eval_workflow = (
+        _workflow(run, gconfig, None if score is None else Kept(score, quarantine, held_out))
+        for gconfig, held_out in ((config.gconfig, False), (_eval_gconfig(config), True))
+    )
     _check_first_row(workflow, run.rows, config.train_dataset, "train_dataset")
     held_out: list[tuple[str, Mapping[str, Any]]] = []
     if config.valid_dataset.path:
@@ -254,6 +260,7 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         transcripts=run.transcripts,
         waits=run.waits,
         stall_report=run.folder.stall_report,
+        more_counts=lambda: quarantine.counts,
     )
 
 

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from arealite.types import GenerationHyperparameters, ModelRequest, Trajectory
+from arealite.errors import Unscorable
+from arealite.types import GenerationHyperparameters, ModelRequest, ModelResponse, Trajectory
 
 
 class RLVRWorkflow:
@@ -16,7 +17,8 @@ class RLVRWorkflow:
     prompt_key: the row's column with the prompt, text or a list of chat messages. answer_key:
     the column handed to the reward function as ground truth; null hands it the whole row.
     chat: text prompts become a user's turn of the tokenizer's chat template; false takes them as
-    they are.
+    they are. A sample that cannot be scored is left out of its group; where fewer than two are
+    left, the episode fails.
     """
 
     def __init__(
@@ -49,12 +51,20 @@ class RLVRWorkflow:
         n = self.gconfig.n_samples
         responses = await asyncio.gather(*[engine.agenerate(request) for _ in range(n)])
         truth = self.truth(data)
-        trajectories = []
-        for response in responses:
-            text = self.tokenizer.decode(response.output_tokens, skip_special_tokens=True)
-            reward = await self.reward_fn(text, truth)
-            trajectories.append(Trajectory.from_response(response, reward, text))
+        played = await asyncio.gather(*[self._scored(response, truth) for response in responses])
+        trajectories = [t for t in played if isinstance(t, Trajectory)]
+        # A sample without a score is left out, and so out of the others' baseline: no number is
+        # right for it. A group of one has no baseline.
+        if len(trajectories) < min(2, n):
+            raise next(error for error in played if isinstance(error, Unscorable))
         return trajectories
+
+    async def _scored(self, response: ModelResponse, truth: Any) -> Trajectory | Unscorable:
+        text = self.tokenizer.decode(response.output_tokens, skip_special_tokens=True)
+        try:
+            return Trajectory.from_response(response, await self.reward_fn(text, truth), text)
+        except Unscorable as error:
+            return error
 
     def prompt_ids(self, data: Mapping[str, Any]) -> list[int]:
         """The prompt as token ids."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from arealite.config import Config
 from arealite.loading import load_reward
 from arealite.rewards.pool import Limits, Pool
-from arealite.rewards.scorer import Scorer
-
-Score = Callable[[str, Any], Awaitable[float | dict[str, float]]]
-"""`await score(solution_str, ground_truth)`; raises Unscorable."""
+from arealite.rewards.scorer import Score, Scorer
 
 
 @contextmanager

@@ -6,10 +6,14 @@ import asyncio
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from arealite.errors import EpisodeError, Unscorable
+from arealite.telemetry.quarantine import Quarantine
+
+Score = Callable[[str, Any], Awaitable[float | dict[str, float]]]
+"""`await score(solution_str, ground_truth)`; raises Unscorable."""
 
 MOST_TAIL = 2000
 """Characters of a traceback that are kept; its end says most."""
@@ -52,6 +56,22 @@ class Scorer:
                 f"{self._name} did not return within reward.timeout_s = {self._timeout_s:g} s",
                 "timeout",
             ) from None
+
+
+class Kept:
+    """A scorer whose failures are counted and kept for people before the workflow hears of them."""
+
+    def __init__(self, score: Score, quarantine: Quarantine, held_out: bool) -> None:
+        self._score, self._quarantine, self._held_out = score, quarantine, held_out
+
+    async def __call__(self, solution_str: str, ground_truth: Any) -> float | dict[str, float]:
+        try:
+            score = await self._score(solution_str, ground_truth)
+        except Unscorable as error:
+            self._quarantine.add(error, solution_str, ground_truth, self._held_out)
+            raise
+        self._quarantine.passed(self._held_out)
+        return score
 
 
 def raised(error: BaseException, name: str) -> Unscorable:

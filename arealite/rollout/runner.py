@@ -26,6 +26,7 @@ from arealite.rollout.buffer import Buffer
 from arealite.rollout.failures import ErrorBudget
 from arealite.rollout.limits import Limits
 from arealite.rollout.seeds import SeededEngine
+from arealite.telemetry.quarantine import SAMPLE_ID
 from arealite.telemetry.waits import Waits, waited
 from arealite.types import Episode, Trajectory
 
@@ -43,6 +44,7 @@ async def play(
 ) -> Sequence[Trajectory]:
     """One episode's trajectories; empty if the workflow rejected the row. Raises EpisodeError."""
     where = f"row {sample_id}: {type(workflow).__name__}"
+    SAMPLE_ID.set(sample_id)
     try:
         result = await workflow.arun_episode(engine, row)
     except ArealiteError as error:

@@ -60,8 +60,10 @@ class Session:
         transcripts: Transcripts | None = None,
         waits: Waits | None = None,
         stall_report: Path | None = None,
+        more_counts: Callable[[], Mapping[str, float]] = dict,
         version: int = 0,
     ) -> None:
+        """more_counts: flat `counts/...` of others, told beside this session's own."""
         self.engine, self.limits = engine, limits
         self.waits = waits or Waits()
         self.buffer = Buffer(
@@ -77,7 +79,7 @@ class Session:
         )
         self._eval_workflow, self._eval_rows = eval_workflow or workflow, eval_rows
         self._status, self._transcripts = status, transcripts
-        self._stall_report = stall_report
+        self._stall_report, self._more_counts = stall_report, more_counts
         self._failures = Failures()
         self._timed: dict[str, float] = {}
         self._batch: list[Episode] = []
@@ -147,6 +149,7 @@ class Session:
         return {
             **{f"counts/{name}": float(counts[name]) for name in names},
             **self._failures.counts,
+            **self._more_counts(),
             "counts/in_flight": float(self.buffer.running),
             "counts/buffered": float(len(self.buffer)),
         }

@@ -1,7 +1,7 @@
 """The run folder: where every file of a run lies, and the only ways in which they are written.
 
     {fileroot}/{experiment_name}/{trial_name}/
-        config.yaml  status.json  metrics.jsonl  transcripts.jsonl  ledger.jsonl
+        config.yaml  status.json  metrics.jsonl  transcripts.jsonl  quarantine.jsonl  ledger.jsonl
         checkpoints/<version>/  logs/  curves.png  summary.txt
 
 It is a contract: people's scripts read it. Files of lines are UTF-8, one JSON object per line,
@@ -71,6 +71,10 @@ class RunFolder:
     @property
     def transcripts(self) -> Path:
         return self.path / "transcripts.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
 
     @property
     def ledger(self) -> Path:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from arealite.algorithms.grpo import GRPO
+from arealite.config import ActorConfig
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import EngineError, Unscorable
 from arealite.rewards.scorer import Scorer
-from arealite.types import GenerationHyperparameters, ModelRequest, ModelResponse
+from arealite.types import Episode, GenerationHyperparameters, ModelRequest, ModelResponse
 from workflows.rlvr import RLVRWorkflow
 
 
@@ -121,6 +123,60 @@ def test_failures_of_engine_and_reward_are_not_numbers() -> None:
         _play(ROW, failing)
     with pytest.raises(Unscorable):
         _play(ROW, reward_fn=Scorer(lambda s, t: None, "r"))
+
+
+def _but(*unscorable: int) -> Scorer:
+    """The square of the text's length as its score; none for these lengths."""
+
+    def score(solution: str, truth: Any) -> float:
+        if len(solution) in unscorable:
+            raise ValueError(f"length {len(solution)}")
+        return float(len(solution) ** 2)
+
+    return Scorer(score, "r")
+
+
+def _grow(request: ModelRequest, serial: int) -> Sample:
+    return Sample(length=serial + 2)
+
+
+def test_a_sample_without_a_score_is_out_of_its_groups_baseline() -> None:
+    gconfig = GenerationHyperparameters(n_samples=4)
+    kept = _play(ROW, Recorder(_grow), reward_fn=_but(3), gconfig=gconfig)
+    assert [t.reward for t in kept] == [4.0, 16.0, 25.0]
+    for adv_std in (False, True):
+        credit = GRPO(ActorConfig(adv_std=adv_std)).credit
+        without = credit(Episode("0:0", 0, tuple(kept)))
+        # by hand: mean 15, variance (121 + 1 + 100) / 3 = 74
+        scale = 74**0.5 if adv_std else 1.0
+        assert without == pytest.approx([-11 / scale, 1 / scale, 10 / scale], rel=1e-5)
+        alone = _play(ROW, Recorder(_grow), gconfig=gconfig, reward_fn=_but())
+        assert without == pytest.approx(
+            credit(Episode("0:0", 0, tuple(t for t in alone if t.reward != 9.0))), abs=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("n", "unscorable", "left"),
+    [(1, (), 1), (1, (2,), None), (2, (2,), None), (3, (3,), 2), (3, (2, 4), None)],
+)
+def test_a_group_needs_two_scores(n: int, unscorable: tuple[int, ...], left: int | None) -> None:
+    options = {"gconfig": GenerationHyperparameters(n_samples=n), "reward_fn": _but(*unscorable)}
+    if left is None:
+        with pytest.raises(Unscorable, match=f"length {unscorable[0]}"):
+            _play(ROW, Recorder(_grow), **options)
+    else:
+        assert len(_play(ROW, Recorder(_grow), **options)) == left
+
+
+def test_a_failure_of_another_kind_costs_the_episode() -> None:
+    async def judge(solution: str, truth: Any) -> float:
+        if len(solution) == 3:
+            raise EngineError("the judge is gone")
+        return 1.0
+
+    with pytest.raises(EngineError, match="the judge is gone"):
+        _play(ROW, Recorder(_grow), reward_fn=judge)
 
 
 @pytest.mark.parametrize(
