@@ -237,7 +237,9 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     )
     quarantine = Quarantine(run.folder.quarantine, run.status.alarm)
     run.closing.callback(quarantine.close)
-    score = run.closing.enter_context(open_reward(config)) if config.rollout.reward_fn else None
+    score: Score | None = None
+    if config.rollout.reward_fn:
+        score = run.closing.enter_context(open_reward(config, run.status.alarm))
     workflow, eval_workflow = (
         _workflow(run, gconfig, None if score is None else Kept(score, quarantine, held_out))
         for gconfig, held_out in ((config.gconfig, False), (_eval_gconfig(config), True))

@@ -197,6 +197,12 @@ class RewardConfig:
     workers: int = opt(2, "worker processes, each with one call at a time")
     timeout_s: float = opt(10.0, "a call that takes longer is killed and its sample is left out")
     memory_mb: int = opt(1024, "memory that a worker may take beyond what loading the file took")
+    isolation: Literal["strict", "standard", "off"] = opt(
+        "standard",
+        "workers have no secrets in their environment, no network and no new processes; strict: "
+        "also no files beyond Python's, the reward file's and a scratch folder, and a fresh "
+        "worker for each call; off: none of it",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from arealite.errors import ArealiteError, ConfigError, ErrorBudgetSpent, Unscorable
+from arealite.rewards.confine import Isolation, environment, in_words
 from arealite.rewards.scorer import checked
 from arealite.rewards.seat import Seat
 
@@ -35,6 +38,7 @@ class Limits:
     workers: int = 2
     timeout_s: float = 10.0
     memory_mb: int = 1024
+    isolation: Isolation = "standard"
     load_timeout_s: float = 300.0
 
 
@@ -42,6 +46,7 @@ class Template:
     """The process that has loaded the reward file and forks the workers; see worker.py."""
 
     def __init__(self, reference: str, limits: Limits) -> None:
+        self.scratch = tempfile.mkdtemp(prefix="arealite-reward-")
         ours, theirs = socket.socketpair()
         with theirs:
             number = str(theirs.fileno())
@@ -50,9 +55,11 @@ class Template:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                env=environment(limits.isolation),
             )
         self.control = ours
-        setting = {"reference": reference, "path": sys.path, **asdict(limits)}
+        setting = {"reference": reference, "path": sys.path, "scratch": self.scratch}
+        setting |= asdict(limits)
         try:
             ours.sendall(json.dumps(setting).encode() + b"\n")
             answer = self._loaded(reference, limits.load_timeout_s)
@@ -60,6 +67,7 @@ class Template:
             self.end()
             raise
         self.is_async: bool = answer["is_async"]
+        self.level: dict[str, bool] = answer["level"]
         ours.setblocking(False)
 
     def _loaded(self, reference: str, timeout_s: float) -> dict[str, Any]:
@@ -86,6 +94,7 @@ class Template:
     def end(self) -> None:
         self.control.close()
         self.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def wait(self) -> int:
         try:
@@ -120,6 +129,16 @@ class Pool:
     def is_async(self) -> bool:
         """Whether the function is an `async def`, which is made for the event loop."""
         return self._template.is_async
+
+    @property
+    def isolation(self) -> str:
+        """What holds of the isolation on this machine, in words."""
+        return in_words(self._limits.isolation, self._template.level)
+
+    @property
+    def is_as_asked(self) -> bool:
+        """Whether this machine does all that the isolation asks of it."""
+        return all(self._template.level.values())
 
     async def __call__(self, solution_str: str, ground_truth: Any) -> float | dict[str, float]:
         line = _encoded(solution_str, ground_truth)
@@ -163,7 +182,8 @@ class Pool:
                 f"{self._name} ended its worker process after {after:.1f} s: {ending(status)}",
                 "killed",
             )
-        if answer["is_spent"] or answer.get("reason") == "memory":
+        is_used_up = answer["is_spent"] or answer.get("reason") == "memory"
+        if is_used_up or self._limits.isolation == "strict":
             self._replace(seat)
         else:
             self._idle.put_nowait(seat)

@@ -20,6 +20,11 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def live_without_parent() -> None:
+    """Takes back die_with_parent."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def own_orphans() -> None:
     """Descendants whose parent ends become children of this process, not of the machine's first."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -32,11 +37,11 @@ def limit_memory(megabytes: int) -> None:
             taken = int(file.read().split()[0]) * resource.getpagesize()
     except OSError:  # no Linux; its address space is hardly limited anyway
         return
-    _limit(resource.RLIMIT_AS, taken + megabytes * 2**20)
-    _limit(resource.RLIMIT_CORE, 0)  # writing a core file takes seconds
+    limit(resource.RLIMIT_AS, taken + megabytes * 2**20)
+    limit(resource.RLIMIT_CORE, 0)  # writing a core file takes seconds
 
 
-def _limit(kind: int, value: int) -> None:
+def limit(kind: int, value: int) -> None:
     with contextlib.suppress(ValueError, OSError):  # it is lower already
         resource.setrlimit(kind, (value, value))
 

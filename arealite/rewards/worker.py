@@ -4,7 +4,7 @@ The trainer starts one template (`python -m arealite.rewards.worker FD`). It loa
 once, and from then on it only forks: a worker is a copy that is ready in a millisecond, and no
 user code runs in the template again. Between trainer and template, over a socket:
 
-    {"reference": .., "memory_mb": ..}  first; answered by {"ready": ..} or {"error": ..}
+    {"reference": .., "memory_mb": ..}  first; answered by {"level": ..} or {"error": ..}
     spawn n   and one descriptor    a worker n that answers on it
     end n                           it is killed with all it started; answered by {"ended": n, ..}
 
@@ -20,6 +20,7 @@ import gc
 import inspect
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -28,8 +29,9 @@ from typing import Any
 
 from arealite.errors import ConfigError, Unscorable
 from arealite.loading import load_reward
+from arealite.rewards.confine import confine
 from arealite.rewards.scorer import checked, raised
-from arealite.rewards.system import die_with_parent, limit_memory, own_orphans
+from arealite.rewards.system import die_with_parent, limit_memory, live_without_parent, own_orphans
 
 _MOST_FDS = 16
 _BUFFER = 1 << 18
@@ -48,11 +50,15 @@ def main() -> None:
     except ConfigError as error:
         _tell(control, {"error": str(error)})
         return
-    _tell(control, {"ready": True, "is_async": inspect.iscoroutinefunction(function)})
+    own_orphans()
+    live_without_parent()  # from here on the socket tells it, and there is time to clean up
+    template = Template(control, function, setting)
+    level = template.level()
     gc.collect()
     gc.freeze()  # what is there now is shared with every copy, and no collection touches it
-    own_orphans()
-    Template(control, function, setting).serve()
+    _tell(control, {"is_async": inspect.iscoroutinefunction(function), "level": level})
+    template.serve()
+    shutil.rmtree(setting["scratch"], ignore_errors=True)
 
 
 class Template:
@@ -61,6 +67,17 @@ class Template:
     def __init__(self, control: socket.socket, function: Any, setting: dict[str, Any]) -> None:
         self._control, self._function, self._setting = control, function, setting
         self._pids: dict[int, int] = {}
+
+    def level(self) -> dict[str, bool]:
+        """What of the isolation this machine can do: a worker is made, and tells it."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            self._spawn(0, theirs.detach(), probe=True)
+            with ours.makefile("rb") as lines:
+                said = lines.readline()
+            self._end(0)
+        reached: dict[str, bool] = json.loads(said)
+        return reached
 
     def serve(self) -> None:
         text, descriptors = b"", deque[int]()
@@ -79,7 +96,9 @@ class Template:
         for number in list(self._pids):
             self._end(number)
 
-    def _spawn(self, number: int, descriptor: int) -> None:
+    def _spawn(self, number: int, descriptor: int, probe: bool = False) -> None:
+        folder = self._folder(number)
+        os.mkdir(folder)
         pid = os.fork()
         if pid:
             self._pids[number] = pid
@@ -91,9 +110,18 @@ class Template:
             die_with_parent()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             limit_memory(self._setting["memory_mb"])
-            work(socket.socket(fileno=descriptor), self._function, self._setting["reference"])
+            peer = socket.socket(fileno=descriptor)
+            setting = self._setting
+            reached = confine(setting["isolation"], folder, setting["timeout_s"])
+            if probe:
+                peer.sendall(json.dumps(reached).encode() + b"\n")
+            else:
+                work(peer, self._function, setting["reference"])
         finally:
             os._exit(0)
+
+    def _folder(self, number: int) -> str:
+        return os.path.join(self._setting["scratch"], str(number))
 
     def _end(self, number: int) -> int:
         """Kills the worker and what it started. Returns minus a signal, or its exit code."""
@@ -105,6 +133,7 @@ class Template:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self._end_orphans()
+        shutil.rmtree(self._folder(number), ignore_errors=True)
         return os.waitstatus_to_exitcode(status)
 
     def _end_orphans(self) -> None:

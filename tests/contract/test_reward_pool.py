@@ -179,7 +179,7 @@ def test_a_template_that_dies_again_and_again_ends_the_run(tmp_path: Path) -> No
     text = (
         "import os\ndef compute_score(s, t):\n    os.kill(os.getppid(), 9)\n    while True: pass\n"
     )
-    with opened(tmp_path, text, workers=1) as pool:
+    with opened(tmp_path, text, workers=1, isolation="off") as pool:
 
         async def play() -> None:
             for _ in range(20):
