@@ -27,11 +27,8 @@ from hypothesis.stateful import (
 from arealite.config import RolloutConfig
 from arealite.data.batch import to_batch
 from arealite.rollout.buffer import Buffer
-from arealite.rollout.staleness import Late, has_fresh_token, is_wholly_fresh
+from arealite.rollout.staleness import Late, has_fresh_token, is_usable, is_wholly_fresh
 from arealite.types import Episode, Trajectory
-
-RARE = st.integers(0, 9).map(lambda dice: dice == 5)
-"""What undoes much may happen, but seldom, or nothing else could build up."""
 
 TURNS = 4
 """Turns of the event loop after which a wait that can end has ended."""
@@ -156,9 +153,10 @@ class BufferMachine(RuleBasedStateMachine):
         self.fates[sample_id] = []
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def accept(self, data: Any) -> None:
-        self._accept(data.draw(st.sampled_from(sorted(self.running))), data)
+    @rule(data=st.data(), wanted=st.integers(1, 4))
+    def accept(self, data: Any, wanted: int) -> None:
+        for _ in range(min(wanted, len(self.running))):
+            self._accept(data.draw(st.sampled_from(sorted(self.running))), data)
 
     def _accept(self, sample_id: str, data: Any) -> None:
         admitted = self.running.pop(sample_id)
@@ -190,21 +188,23 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.skip(sample_id)
         self._turn()
 
-    @rule(cap=st.integers(1, 6), chance=RARE)
-    def limit(self, cap: int, chance: bool) -> None:
+    @precondition(lambda self: self.taking is None)
+    @rule(dice=st.integers(0, 9), cap=st.integers(1, 6))
+    def what_is_rare(self, dice: int, cap: int) -> None:
+        """What undoes much may happen, but seldom, or nothing else could build up."""
+        if dice == 5:
+            self._limit(cap)
+        elif dice == 6:
+            self._crash_and_restore()
+
+    def _limit(self, cap: int) -> None:
         """Adaptive concurrency: what runs beyond a lower limit goes on."""
-        if not chance:
-            return
         self.cap = cap
         self.buffer.limit(cap)
         self._turn()
 
-    @precondition(lambda self: self.taking is None)
-    @rule(chance=RARE)
-    def crash_and_restore(self, chance: bool) -> None:
+    def _crash_and_restore(self) -> None:
         """Only what was published is left; every other row is to do again."""
-        if not chance:
-            return
         left = [i for i, fates in self.fates.items() if fates in ([], ["dropped_stale"])]
         self.again = sorted({*self.again, *left, *self.uncommitted}, key=lambda i: int(i[2:]))
         assert not self.committed & set(self.again), "a row is trained twice"
@@ -383,6 +383,9 @@ def test_fresh_means_a_lag_of_at_most_eta(groups: list[list[int]], version: int,
     fresh = [version - v <= eta for group in groups for v in group]
     assert has_fresh_token(episode, version, eta) == any(fresh)
     assert is_wholly_fresh(episode, version, eta) == all(fresh)
+    assert is_usable("keep", episode, version, eta)
+    assert is_usable("drop", episode, version, eta) == all(fresh)
+    assert is_usable("mask", episode, version, eta) == any(fresh)
 
 
 @pytest.mark.parametrize("late", ["mask", "drop"])

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-
 from arealite.algorithms.grpo import GRPO
+
 from arealite.config import ActorConfig
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import EngineError, Unscorable
