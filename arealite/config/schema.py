@@ -194,7 +194,7 @@ class RewardConfig:
         "in worker processes that can be killed (0.1 to 0.3 ms per call), or in the trainer "
         "itself: for a function of your own that takes microseconds and cannot hang",
     )
-    workers: int = opt(4, "worker processes, each with one call at a time; a call that hangs has one")
+    workers: int = opt(4, "worker processes, each with one call at a time")
     timeout_s: float = opt(10.0, "a call that takes longer is killed and its sample is left out")
     memory_mb: int = opt(1024, "memory that a worker may take beyond what loading the file took")
     isolation: Literal["strict", "standard", "off"] = opt(
