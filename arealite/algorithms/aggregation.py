@@ -42,7 +42,7 @@ def prompt_mean(lengths: Lengths) -> list[list[float]]:
 def constant(lengths: Lengths, max_new_tokens: int) -> list[list[float]]:
     """L = (1 / (B max_new_tokens)) sum_t l_t, B all samples of the batch.
 
-    Source: Dr. GRPO, arXiv:2503.20783, section 3.2 and its listing 1: a normaliser that does not
+    Source: Dr. GRPO, arXiv:2503.20783, section 3.2: a normaliser that does not
     know the lengths does not favour long wrong answers.
     """
     n = sum(map(sum, lengths))

@@ -29,7 +29,7 @@ def importance_weights(
 
     Sources: token_truncate AReaL, arXiv:2505.24298, equation 5, and Yao et al. 2025, "Your
     Efficient RL Framework Secretly Brings You Off-Policy RL Training" (TIS); token_mask IcePop in
-    Ring-1T, arXiv:2510.18855, section 3.2; the sequence's modes and the geometric one Liu et al.
+    Ring-1T, arXiv:2510.18855; the sequence's modes and the geometric one Liu et al.
     2025, "When Speed Kills Stability" (MIS). What is masked stays in the loss's normaliser.
     """
     if mode == "disabled":

@@ -54,7 +54,7 @@ def dual_clip(
 ) -> tuple[Tensor, Tensor]:
     """J = max(min(r A, clip(r, 1 - low, 1 + high) A), c A) where A < 0, else PPO's; c > 1.
 
-    Source: Ye et al., arXiv:1912.09729, equation 4: a bad token that became far likelier pulls no
+    Source: Ye et al., arXiv:1912.09729: a bad token that became far likelier pulls no
     harder than c times.
     """
     objective, clipped = ppo_clip(ratio, advantages, low, high)
@@ -78,7 +78,7 @@ def sapo(
 ) -> tuple[Tensor, Tensor]:
     """J = (4 / tau) sigmoid(tau (r - 1)) A, tau = tau_pos where A > 0, else tau_neg.
 
-    Source: SAPO, arXiv:2511.20347, equations 5 and 6: a soft gate in the clip's place; at r = 1
+    Source: SAPO, arXiv:2511.20347: a soft gate in the clip's place; at r = 1
     its gradient is that of r A.
     """
     tau = torch.where(advantages > 0, ratio.new_tensor(tau_pos), ratio.new_tensor(tau_neg))

@@ -62,14 +62,14 @@ def clip(x: float, low: float, high: float) -> float:
 
 
 def ppo(r: float, a: float, s: dict[str, Any]) -> float:
-    """arXiv:1707.06347, equation 7; arXiv:1912.09729, equation 4."""
+    """arXiv:1707.06347, equation 7; arXiv:1912.09729."""
     low, high = s.get("eps_clip", 0.2), s.get("eps_clip_higher") or s.get("eps_clip", 0.2)
     inner = min(r * a, clip(r, low, high) * a)
     return max(inner, s["c_clip"] * a) if s.get("c_clip") and a < 0 else inner
 
 
 def sapo(r: float, a: float, s: dict[str, Any]) -> float:
-    """arXiv:2511.20347, equations 5 and 6."""
+    """arXiv:2511.20347."""
     tau = s.get("sapo_tau_pos", 1.0) if a > 0 else s.get("sapo_tau_neg", 1.05)
     return 4.0 / tau / (1.0 + math.exp(-tau * (r - 1.0))) * a
 
