@@ -1,6 +1,6 @@
 """How many episodes one process carries: 5,000 at once over HTTP, and 10^6 in a row.
 
-    python benchmarks/rollout_scale.py [--part http|memory] [--episodes N] [--out FOLDER]
+    python benchmarks/rollout_scale.py [--part http|memory] [--episodes N] [--seconds 20 80]
 
 http: the real door, buffer, runner, client and RLVR workflow, 8 samples of 64 to 256 tokens per
 episode, against a server in a second process that answers each request after 20 to 80 seconds.
@@ -334,9 +334,8 @@ def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(measure, *arguments).result()
 
 
-def http(episodes: int, at_once: int) -> dict[str, Figures]:
-    script = Script()
-    columns = {
+def http(script: Script, episodes: int, at_once: int) -> dict[str, Any]:
+    columns: dict[str, Any] = {
         m.__name__: apart(m, script, at_once, episodes)
         for m in (over_http, bookkeeping, bare_client)
     }
@@ -346,6 +345,7 @@ def http(episodes: int, at_once: int) -> dict[str, Figures]:
         print(f"{name:24s}" + "".join(f"{'' if v is None else f'{v:.2f}':>16s}" for v in values))
     columns["one reply"] = apart(by_hand, script)
     print("one reply: " + ", ".join(f"{k} {v:.2f}" for k, v in columns["one reply"].items()))
+    columns["seconds"] = script.seconds
     return columns
 
 
@@ -370,11 +370,14 @@ def main() -> None:
     parser.add_argument("--part", choices=["http", "memory"], help="default: both")
     parser.add_argument("--episodes", type=int, help="default: 5000 for http, 10^6 for memory")
     parser.add_argument("--at-once", type=int, default=5000, help="episodes in flight, for http")
+    parser.add_argument("--seconds", type=float, nargs=2, default=[20.0, 80.0], help="of an answer")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     result: dict[str, Any] = {}
     if args.part != "memory":
-        result["http"] = http(args.episodes or 5_000, args.at_once)
+        result["http"] = http(
+            Script(seconds=tuple(args.seconds)), args.episodes or 5_000, args.at_once
+        )
     if args.part != "http":
         result["memory"] = memory(args.episodes or 1_000_000)
     args.out.mkdir(parents=True, exist_ok=True)
