@@ -32,7 +32,7 @@ from arealite.types import Episode, Trajectory
 
 MOST_FILTERED = 20
 """So many batches' worth of episodes in a row may be filtered before the run ends."""
-STARTS = 16
+STARTS = 8
 """Episodes that start in one turn of the event loop, when places for thousands are free at once."""
 
 Tell = Callable[..., None]
