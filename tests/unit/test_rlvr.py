@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from arealite.algorithms.grpo import GRPO
+from training_support import algorithm
 
-from arealite.config import ActorConfig
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import EngineError, Unscorable
 from arealite.rewards.scorer import Scorer
@@ -144,16 +143,15 @@ def test_a_sample_without_a_score_is_out_of_its_groups_baseline() -> None:
     gconfig = GenerationHyperparameters(n_samples=4)
     kept = _play(ROW, Recorder(_grow), reward_fn=_but(3), gconfig=gconfig)
     assert [t.reward for t in kept] == [4.0, 16.0, 25.0]
-    for adv_std in (False, True):
-        credit = GRPO(ActorConfig(adv_std=adv_std)).credit
-        without = credit(Episode("0:0", 0, tuple(kept)))
+    for adv_norm in ("none", "group"):
+        rule = algorithm(adv_norm=adv_norm)
+        [without] = rule.credit([Episode("0:0", 0, tuple(kept))])
         # by hand: mean 15, variance (121 + 1 + 100) / 3 = 74
-        scale = 74**0.5 if adv_std else 1.0
+        scale = 74**0.5 if adv_norm == "group" else 1.0
         assert without == pytest.approx([-11 / scale, 1 / scale, 10 / scale], rel=1e-5)
         alone = _play(ROW, Recorder(_grow), gconfig=gconfig, reward_fn=_but())
-        assert without == pytest.approx(
-            credit(Episode("0:0", 0, tuple(t for t in alone if t.reward != 9.0))), abs=1e-12
-        )
+        three = Episode("0:0", 0, tuple(t for t in alone if t.reward != 9.0))
+        assert without == pytest.approx(rule.credit([three])[0], abs=1e-12)
 
 
 @pytest.mark.parametrize(
