@@ -192,6 +192,7 @@ def measure_door(engine: ManagedEngine, waits: Waits, at_once: int, episodes: in
         "cpu_ms_per_episode": 1000 * cpu / done,
         **lag.figures(),
         "descriptors": descriptors,
+        "load_average": os.getloadavg()[0],  # above the cores, all figures suffer
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -252,6 +253,7 @@ def bare_client(script: Script, at_once: int, episodes: int) -> Figures:
         "episodes_per_s": counted / seconds,
         "cpu_ms_per_episode": 1000 * cpu / counted,
         **lag.figures(),
+        "load_average": os.getloadavg()[0],  # above the cores, all figures suffer
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
