@@ -187,7 +187,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How the reward function is run; an `async def` always runs on the event loop."""
+    """How the reward function is run.
+
+    An `async def` always runs on the event loop. Inline, only timeout_s has a meaning beside the
+    mode, and only for an `async def`: what runs in the trainer cannot be killed alone.
+    """
 
     mode: Literal["pool", "inline"] = opt(
         "pool",
@@ -195,7 +199,11 @@ class RewardConfig:
         "itself: for a function of your own that takes microseconds and cannot hang",
     )
     workers: int = opt(4, "worker processes, each with one call at a time")
-    timeout_s: float = opt(10.0, "a call that takes longer is killed and its sample is left out")
+    timeout_s: float = opt(
+        10.0,
+        "a call that takes longer is killed and its sample is left out; an `async def`, which "
+        "always runs in the trainer, is cancelled",
+    )
     memory_mb: int = opt(1024, "memory that a worker may take beyond what loading the file took")
     isolation: Literal["strict", "standard", "off"] = opt(
         "standard",
@@ -276,7 +284,9 @@ class Config:
     prepare: list[PrepareConfig] = opt([], "made in this order when absent")
     actor: ActorConfig = section(ActorConfig, "the policy")
     rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
-    reward: RewardConfig = section(RewardConfig, "how rollout.reward_fn is run")
+    reward: RewardConfig = section(
+        RewardConfig, "how rollout.reward_fn is run; all but mode is for the pool"
+    )
     gconfig: GenerationHyperparameters = section(GenerationHyperparameters, "sampling in training")
     train_dataset: DatasetConfig = section(DatasetConfig, "rows to learn from")
     valid_dataset: DatasetConfig = section(DatasetConfig, "held-out rows; empty path: none")
