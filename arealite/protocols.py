@@ -77,11 +77,16 @@ class Reward(Protocol):
 class Algorithm(Protocol):
     """A learning rule: what each trajectory is worth, and what to minimise."""
 
+    @property
+    def idle_at_zero(self) -> bool:
+        """Whether an advantage of 0 means a gradient of 0, so that its passes can be saved."""
+        ...
+
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """For each episode of the batch one advantage per trajectory.
 
-        0 teaches nothing but counts in the mean; None leaves the trajectory out of the loss and
-        of its mean.
+        0 counts in the mean, also where it has no gradient; None leaves the trajectory out of the
+        loss and of its mean.
         """
         ...
 

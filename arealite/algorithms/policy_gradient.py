@@ -21,6 +21,7 @@ from arealite.algorithms.advantages import (
     whitened,
 )
 from arealite.algorithms.corrections import importance_weights, mismatch
+from arealite.algorithms.kl import ESTIMATORS
 from arealite.algorithms.shaping import overlong_penalty, shaped
 from arealite.config import Config
 from arealite.types import Episode, Trajectory
@@ -34,6 +35,11 @@ class PolicyGradient:
     """What `config.actor` combines. It is stateless: one object serves a whole run."""
 
     config: Config
+
+    @property
+    def idle_at_zero(self) -> bool:
+        """See protocols.Algorithm. What keeps to a reference is pulled there by every token."""
+        return self.config.actor.kl_ctl == 0.0
 
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""
@@ -91,7 +97,8 @@ class PolicyGradient:
 
         J_t is measured from pi_prox, which takes the batch, and w_t corrects for pi_behave, which
         sampled it (AReaL, arXiv:2505.24298, equation 5, after Hilton et al., arXiv:2110.00641);
-        with use_decoupled_loss: false J_t is measured from pi_behave, and w_t = 1. logprobs:
+        with use_decoupled_loss: false J_t is measured from pi_behave, and w_t = 1. With a reference
+        a_t kl_ctl KL_t is added (GRPO, arXiv:2402.03300, equation 3). logprobs:
         [tokens] float32. The sums are those of protocols.Algorithm: tokens whose ratio is clipped
         and whose weight is cut, the k3 estimate of KL(behave || theta), the weight, and what
         corrections.mismatch tells.
@@ -109,6 +116,9 @@ class PolicyGradient:
             c.behave_imp_weight_cap,
         )
         loss = -(batch.weights * weight * objective).sum()
+        if batch.ref is not None:
+            kl = ESTIMATORS[c.kl_estimator](logprobs, batch.ref)
+            loss = loss + c.kl_ctl * (batch.weights * kl).sum()
         with torch.no_grad():
             to_behave = (logprobs - batch.behave).clamp(max=objectives.LARGEST)
             stats = mismatch(prox - batch.behave) | {
@@ -117,6 +127,8 @@ class PolicyGradient:
                 "behave_kl": (torch.expm1(to_behave) - to_behave).sum(),
                 "behave_weight": weight.sum(),
             }
+            if batch.ref is not None:
+                stats["ref_kl"] = kl.sum()
         return loss, stats
 
     def _objective(self, logprobs: Tensor, old: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:

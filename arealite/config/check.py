@@ -94,6 +94,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
 def _ranges(config: Config) -> Iterator[Broken]:
     optimizer = config.actor.optimizer
     natural = {
+        "actor.kl_ctl": config.actor.kl_ctl,
         "actor.optimizer.lr": optimizer.lr,
         "actor.optimizer.weight_decay": optimizer.weight_decay,
         "actor.optimizer.warmup_steps": optimizer.warmup_steps,

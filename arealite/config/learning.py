@@ -16,6 +16,7 @@ def learning_rules(config: Config) -> Iterator[Broken]:
     yield from _shaping(config.actor)
     yield from _clipping(config.actor)
     yield from _correction(config.actor)
+    yield from _reference(config)
 
 
 def _groups(config: Config) -> Iterator[Broken]:
@@ -93,3 +94,14 @@ def _correction(actor: ActorConfig) -> Iterator[Broken]:
             f"weights outside {floor} to {cap} are masked, which must leave 1 inside: the weight "
             "of a token that the trained policy itself sampled",
         )
+
+
+def _reference(config: Config) -> Iterator[Broken]:
+    if config.actor.kl_ctl == 0 and config.ref.path != config.actor.path:
+        yield (
+            "ref.path",
+            "actor.kl_ctl is 0, so that no reference model is read; set it above 0, or leave "
+            "ref.path out",
+        )
+    if config.actor.kl_ctl > 0 and not config.ref.path:
+        yield "ref.path", "it is empty; give the folder or hub id of a model"

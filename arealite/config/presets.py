@@ -48,8 +48,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 _LEARNING = (
     "policy_loss", "loss_agg_mode", "eps_clip", "eps_clip_higher", "c_clip", "sapo_tau_pos",
     "sapo_tau_neg", "use_decoupled_loss", "behave_imp_weight_mode", "behave_imp_weight_floor",
-    "behave_imp_weight_cap", "adv_baseline", "adv_norm", "reward_bias", "reward_scaling",
-    "reward_clip", "overlong_share", "overlong_penalty_factor", "mask_truncated_completions",
+    "behave_imp_weight_cap", "adv_baseline", "adv_norm", "kl_ctl", "kl_estimator",
+    "reward_bias", "reward_scaling", "reward_clip", "overlong_share", "overlong_penalty_factor",
+    "mask_truncated_completions",
 )  # fmt: skip
 
 

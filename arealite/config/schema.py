@@ -121,6 +121,12 @@ class ActorConfig:
         "advantages are divided by their group's standard deviation, centred and divided over all "
         "tokens of the batch, or left as they are",
     )
+    kl_ctl: float = opt(
+        0.0, "the KL to the reference model, times this, is added to the loss; 0: no reference"
+    )
+    kl_estimator: Literal["k2", "k3"] = opt(
+        "k3", "estimate of that KL at a token: half the squared log-ratio, or Schulman's k3 (GRPO)"
+    )
     reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
     reward_bias: float = opt(0.0, "added to rewards, for learning only")
     reward_clip: float | None = opt(
@@ -134,6 +140,15 @@ class ActorConfig:
     overlong_penalty_factor: float = opt(1.0, "... by this at max_new_tokens")
     mask_truncated_completions: bool = opt(
         False, "samples cut off by their length leave the loss; their rewards stay in the baseline"
+    )
+
+
+@dataclass(frozen=True)
+class RefConfig:
+    """The frozen model from which actor.kl_ctl keeps the policy; loaded where that is above 0."""
+
+    path: str = opt(
+        "${actor.path}", "Hugging Face folder or hub id; by default the policy as it starts"
     )
 
 
@@ -283,6 +298,7 @@ class Config:
     total_train_steps: int | None = opt(None, "stop at this version; null: by the epochs")
     prepare: list[PrepareConfig] = opt([], "made in this order when absent")
     actor: ActorConfig = section(ActorConfig, "the policy")
+    ref: RefConfig = section(RefConfig, "the reference model")
     rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
     reward: RewardConfig = section(
         RewardConfig, "how rollout.reward_fn is run; all but mode is for the pool"

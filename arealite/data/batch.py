@@ -50,8 +50,8 @@ def to_batch(
 
     A token older than max_lag versions (None: no limit), and every token of a sample without
     credit (None), is left out of the loss and of its normaliser. A sample whose advantage is
-    exactly 0 has exactly zero gradient: it counts in the normaliser, and its forward and backward
-    pass is saved.
+    exactly 0 has exactly zero gradient, where the algorithm says so: it counts in the normaliser,
+    and its forward and backward pass is saved.
     """
     credits = algorithm.credit(episodes)
     oldest = 0 if max_lag is None else version - max_lag
@@ -64,11 +64,11 @@ def to_batch(
     ]
     lengths = [[len(tokens) for tokens in group] for group in trained]
     weights = algorithm.weigh(lengths)
-    samples = []
+    samples, idle_at_zero = [], algorithm.idle_at_zero
     for group, episode in enumerate(episodes):
         parts = zip(episode.trajectories, trained[group], credits[group], strict=True)
         for (trajectory, tokens, advantage), weight in zip(parts, weights[group], strict=True):
-            if advantage and tokens:
+            if advantage is not None and tokens and not (advantage == 0.0 and idle_at_zero):
                 behave = [trajectory.logprobs[i] for i in tokens]
                 samples.append(Sample(trajectory.tokens, tokens, behave, advantage, group, weight))
     excluded = sum(advantage is None for group in credits for advantage in group)

@@ -43,7 +43,8 @@ class MicroBatch:
     sequence: [tokens] int64 below n, ascending: which row a token belongs to; a sample's tokens
     are never parted. weights: [tokens] float32, what each counts in the loss; all 1 in the token
     mean. prox: [tokens] float32, the proximal policy's log-probabilities; None where they are the
-    current policy's own. prefix: what stands before the rows; None where they are complete.
+    current policy's own. ref: [tokens] float32, the reference model's; None without one. prefix:
+    what stands before the rows; None where they are complete.
     """
 
     input_ids: Tensor
@@ -54,6 +55,7 @@ class MicroBatch:
     sequence: Tensor
     weights: Tensor
     prox: Tensor | None = None
+    ref: Tensor | None = None
     prefix: Prefix | None = None
 
     def to(self, device: Any) -> MicroBatch:

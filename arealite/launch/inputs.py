@@ -33,12 +33,14 @@ def _absent(config: Config) -> Iterator[Missing]:
     """What is neither here nor made by a prepare step."""
     named = {
         "actor.path": config.actor.path,
+        "ref.path": config.ref.path if config.actor.kl_ctl > 0 else "",
         "tokenizer_path": config.tokenizer_path,
         "train_dataset.path": config.train_dataset.path,
         "valid_dataset.path": config.valid_dataset.path,
     }
-    if config.tokenizer_path == config.actor.path:  # its default: one line is enough
-        del named["tokenizer_path"]
+    for key in ("tokenizer_path", "ref.path"):
+        if named[key] == config.actor.path:  # its default: one line is enough
+            del named[key]
     made = [_absolute(path) for path in _still_made(config)]
     beside = {path.parent for path in made}  # one step may make the files of a folder
     for key, path in named.items():

@@ -228,6 +228,8 @@ def _memory(config: Config, facts: Facts) -> Iterator[str]:
         f"memory         about {facts.parameters:,} parameters; trainer "
         f"{_size(trainer)} for weights, gradients and AdamW, activations not counted"
     )
+    if config.mode == "rl" and config.actor.kl_ctl > 0:
+        yield f"               reference {_size(width * facts.parameters)}, if it has as many"
     if config.mode == "rl":
         cache = (facts.kv_bytes_per_token or 0) * config.rollout.max_running_requests
         cache *= context_length(config)

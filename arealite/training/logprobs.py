@@ -52,7 +52,7 @@ def _hidden(body: Any, input_ids: Tensor, prefix: Prefix | None) -> Tensor:
     ).last_hidden_state
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, key: str = "actor.path") -> None:
     """Raises ConfigError when body + head is not this model's forward (a softcap, a scale)."""
     body, head = _parts(model)
     vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
@@ -62,7 +62,7 @@ def check_model(model: nn.Module) -> None:
         theirs = model(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
         raise ConfigError(
-            f"actor.path: {type(model).__name__} does more than a projection after its last layer; "
+            f"{key}: {type(model).__name__} does more than a projection after its last layer; "
             "arealite would compute other log-probabilities than the engine"
         )
 
@@ -83,7 +83,8 @@ def can_share_prompts(model: nn.Module) -> bool:
     except Exception:  # whatever a foreign model raises: it cannot, and need not
         return False
     tolerance = 1e-3 if whole.dtype == torch.float32 else 5e-2
-    return behind.requires_grad and torch.allclose(behind, whole, atol=tolerance, rtol=tolerance)
+    has_gradient = behind.requires_grad == whole.requires_grad  # a frozen model has none
+    return has_gradient and torch.allclose(behind, whole, atol=tolerance, rtol=tolerance)
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Module]:

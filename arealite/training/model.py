@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from arealite.config import ActorConfig
+from arealite.config import ActorConfig, Config
 from arealite.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(config: ActorConfig) -> nn.Module:
-    """The causal language model of actor.path, without dropout. Raises ConfigError."""
+def load_model(config: ActorConfig, path: str = "", key: str = "actor.path") -> nn.Module:
+    """The causal language model of actor.path, without dropout. Raises ConfigError.
+
+    path, key: another model, and the setting that names it."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -24,10 +27,29 @@ def load_model(config: ActorConfig) -> nn.Module:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("actor.device: cuda was asked for, but torch sees no GPU; use cpu")
     load = AutoModelForCausalLM.from_pretrained
-    model = _loaded("actor.path", load, config.path, dtype=DTYPES[config.dtype])
+    model = _loaded(key, load, path or config.path, dtype=DTYPES[config.dtype])
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return _quiet(model.to(config.device))
+
+
+def load_reference(config: Config, policy: nn.Module) -> nn.Module | None:
+    """The frozen model of ref.path, where actor.kl_ctl asks for one; else None.
+
+    Raises ConfigError when it cannot be loaded, or does not know the same tokens as the policy.
+    """
+    if config.mode != "rl" or config.actor.kl_ctl == 0.0:
+        return None
+    model = load_model(
+        replace(config.actor, gradient_checkpointing=False), config.ref.path, "ref.path"
+    ).requires_grad_(False)
+    theirs, ours = (int(m.config.get_text_config().vocab_size) for m in (model, policy))  # type: ignore[operator,union-attr]
+    if theirs != ours:
+        raise ConfigError(
+            f"ref.path: {config.ref.path} has {theirs} tokens, but the model of actor.path has "
+            f"{ours}; give a model of the same vocabulary"
+        )
+    return model
 
 
 def _quiet(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
-from arealite.training.model import load_model, use_threads
+from arealite.training.model import load_model, load_reference, use_threads
 from arealite.training.optim import (
     MasterWeights,
     build_optimizer,
@@ -33,8 +33,14 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 class Policy:
     """What is trained. `version` counts published policies; 0 is the model as loaded."""
 
-    def __init__(self, model: nn.Module, config: Config, total_updates: int) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        total_updates: int,
+        reference: nn.Module | None = None,
+    ) -> None:
+        self.model, self.config, self._reference = model, config, reference
         self.version = 0
         self._masters = MasterWeights(model.parameters())
         self.optimizer = build_optimizer(self._masters, config.actor.optimizer)
@@ -44,6 +50,7 @@ class Policy:
             config.actor.share_prompts
             and not config.actor.gradient_checkpointing  # transformers drops the cache with it
             and can_share_prompts(model)
+            and (reference is None or can_share_prompts(reference))
         )
         self._vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
         self._publisher: Publisher | None = None
@@ -52,14 +59,19 @@ class Policy:
     def load(cls, config: Config, total_updates: int) -> Policy:
         """The policy at version 0. total_updates: where the learning-rate schedule ends.
 
-        Raises ConfigError naming actor.path when the model cannot be loaded or is unfit."""
+        Raises ConfigError naming actor.path, or ref.path, when the model cannot be loaded or is
+        unfit.
+        """
         use_threads(config.actor.threads)
         torch.manual_seed(config.seed)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         model = load_model(config.actor)
         check_model(model)
-        return cls(model, config, total_updates)
+        reference = load_reference(config, model)
+        if reference is not None:
+            check_model(reference, "ref.path")
+        return cls(model, config, total_updates, reference)
 
     def update(self, batch: Batch, loss: Loss) -> dict[str, float]:
         """One version's training step: one optimizer update per minibatch. Flat metrics.
@@ -127,7 +139,7 @@ class Policy:
                     )
 
     def _backward(self, micro: MicroBatch, loss: Loss, n_tokens: int) -> dict[str, float]:
-        micro = micro.to(self.config.actor.device)
+        micro = self._with_reference(micro.to(self.config.actor.device))
         logprobs, entropy = token_logprobs(self.model, micro, self._temperature)
         total, stats = loss(logprobs, micro)
         if not torch.isfinite(total):
@@ -160,6 +172,13 @@ class Policy:
         on_device = micro.to(self.config.actor.device)
         prox, _ = token_logprobs(self.model, on_device, self._temperature)
         return dataclasses.replace(on_device, prox=prox)
+
+    @torch.no_grad()
+    def _with_reference(self, micro: MicroBatch) -> MicroBatch:
+        if self._reference is None:
+            return micro
+        logprobs, _ = token_logprobs(self._reference, micro, self._temperature)
+        return dataclasses.replace(micro, ref=logprobs)
 
     def _stats(
         self, sums: dict[str, float], batch: Batch, updates: int, seconds: float

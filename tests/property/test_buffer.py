@@ -49,6 +49,8 @@ def _trajectory(versions: list[int]) -> Trajectory:
 class _Everything:
     """Every sample is worth the same."""
 
+    idle_at_zero = True
+
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         return [[1.0 for _ in episode.trajectories] for episode in episodes]
 

@@ -216,3 +216,14 @@ def test_the_report_says_what_the_algorithm_comes_to(tmp_path: Path) -> None:
     assert "               changed: actor.sapo_tau_neg=2.0 (not 1.05)" in lines
     assert all(len(line) <= 100 for line in lines[first:])
     assert not any(line.startswith("algorithm") for line in plan_of(tmp_path, "mode=sft").report)
+
+
+def test_a_reference_model_is_looked_for_and_counted_where_it_is_read(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "actor.kl_ctl=0.1", "ref.path=./models/r")
+    assert ("ref.path", "./models/r") in gather(config).missing
+    report = "\n".join(
+        make_plan(config, dataclasses.replace(UNKNOWN, parameters=10**6), "x").report
+    )
+    assert "reference 2.0 MB" in report
+    plain = gather(config_of(tmp_path))
+    assert not any(key == "ref.path" for key, _ in (*plain.missing, *plain.hub_ids))

@@ -79,6 +79,9 @@ def loaded(*overrides: str) -> Config:
         (["actor.overlong_share=0"], "actor.overlong_share", "above 0"),
         (["actor.reward_clip=0"], "actor.reward_clip", "above 0"),
         (["actor.overlong_penalty_factor=-1"], "actor.overlong_penalty_factor", "above 0"),
+        (["actor.kl_ctl=-0.1"], "actor.kl_ctl", "negative"),
+        (["ref.path=models/r"], "ref.path", "actor.kl_ctl is 0"),
+        (["actor.kl_ctl=0.1", "ref.path="], "ref.path", "it is empty"),
         (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
     ],
 )
@@ -99,6 +102,8 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.c_clip=3", "actor.policy_loss=gspo"],
         ["actor.eps_clip_higher=4", "actor.policy_loss=cispo"],
         ["actor.policy_loss=reinforce"],
+        ["actor.kl_ctl=0.001"],
+        ["actor.kl_ctl=0.001", "ref.path=models/r"],
         ["actor.overlong_share=1"],
         ["actor.use_decoupled_loss=false", "actor.behave_imp_weight_mode=disabled"],
         ["actor.behave_imp_weight_mode=token_mask", "actor.behave_imp_weight_floor=0.5"],

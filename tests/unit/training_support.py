@@ -85,6 +85,8 @@ def algorithm(max_new_tokens: int = 256, **actor: Any) -> PolicyGradient:
 class ByReward:
     """An algorithm whose advantages are the rewards themselves, under the token mean."""
 
+    idle_at_zero = True
+
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         return [[t.reward for t in episode.trajectories] for episode in episodes]
 
