@@ -30,7 +30,10 @@ class ManagedEngine(InferenceEngine, Protocol):
         ...
 
     async def update_weights(self, update: WeightUpdate) -> float:
-        """Loads and verifies; returns the worst difference seen on the probe, in nats."""
+        """Loads and verifies; returns the worst difference seen on the probe, in nats.
+
+        What cannot be verified serves nothing. Raises EnginesExhausted when nothing is left.
+        """
         ...
 
     async def redispatch(self) -> int:

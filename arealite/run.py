@@ -231,9 +231,12 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         run.waits,
         request_timeout_s=config.rollout.request_timeout_s,
         request_retries=config.rollout.request_retries,
+        server_timeout_s=config.rollout.server_timeout_s,
+        setup_timeout_s=config.rollout.setup_timeout_s,
         update_mode=config.rollout.update_mode,
         decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
         alarm=run.status.alarm,
+        tell=lambda servers: run.status.set(servers=servers),
     )
     quarantine = Quarantine(run.folder.quarantine, run.status.alarm)
     run.closing.callback(quarantine.close)

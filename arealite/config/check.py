@@ -74,6 +74,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "rollout.max_running_requests": config.rollout.max_running_requests,
         "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
         "rollout.request_timeout_s": config.rollout.request_timeout_s,
+        "rollout.server_timeout_s": config.rollout.server_timeout_s,
         "rollout.setup_timeout_s": config.rollout.setup_timeout_s,
         "rollout.stall_timeout_s": config.rollout.stall_timeout_s,
         "reward.workers": config.reward.workers,

@@ -191,7 +191,12 @@ class RolloutConfig:
     )
     request_timeout_s: float = opt(600.0, "deadline of one request to a server")
     request_retries: int = opt(3, "how often a failed request is sent again")
-    setup_timeout_s: float = opt(300.0, "deadline for the servers to come up")
+    server_timeout_s: float = opt(
+        30.0, "a server that answers nothing for so long is lost; it must be above one step's time"
+    )
+    setup_timeout_s: float = opt(
+        300.0, "deadline for the servers to come up; exit 5 when later none serves for so long"
+    )
     stall_timeout_s: float = opt(600.0, "exit 6 when nothing moves for so long; see stall.txt")
 
     @property

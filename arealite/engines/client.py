@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
-import uuid
 from asyncio import sleep
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from arealite.engines import sglang
-from arealite.engines.http import Server, Transport, pause_s
+from arealite.engines.fleet import Server
+from arealite.engines.http import pause_s
 from arealite.engines.sglang import Part
 from arealite.engines.stops import Decode, first_end
+from arealite.engines.upkeep import Names, Report, Upkeep
 from arealite.errors import EngineError, EnginesExhausted
-from arealite.telemetry.waits import Waits, waited
+from arealite.telemetry.waits import Waits
 from arealite.types import (
     GenerationHyperparameters,
     ModelRequest,
     ModelResponse,
-    Probe,
     WeightUpdate,
 )
 
@@ -57,8 +56,10 @@ class _Group:
 class RemoteEngine:
     """A `ManagedEngine` over servers that speak SGLang's protocol.
 
-    decode: the tokenizer's, needed only to find stop strings across an interruption. alarm: is
-    told, once, when versions have to be stamped here.
+    server_timeout_s: a server that answers nothing for so long is lost. setup_timeout_s: none may
+    serve for so long. decode: the tokenizer's, needed only to find stop strings across an
+    interruption. alarm: is told of lost and quarantined servers, and, once, when versions have to
+    be stamped here. tell: the state of all servers, whenever one changes.
     """
 
     def __init__(
@@ -67,22 +68,38 @@ class RemoteEngine:
         waits: Waits,
         request_timeout_s: float = 600.0,
         request_retries: int = 3,
+        server_timeout_s: float = 30.0,
+        setup_timeout_s: float = 300.0,
         update_mode: str = "retract",
         decode: Decode | None = None,
         alarm: Callable[[str], None] = lambda sentence: None,
+        tell: Report = lambda servers: None,
     ) -> None:
         if not addresses:
             raise EnginesExhausted("there is no inference server; give at least one address")
-        self.servers = [Server(address) for address in addresses]
-        self._waits = waits
-        self._transport = Transport(waits, request_timeout_s, request_retries)
-        self._update_mode = update_mode
+        self._names = Names()
+        self._upkeep = Upkeep(
+            addresses,
+            waits,
+            self._names,
+            request_timeout_s=request_timeout_s,
+            request_retries=request_retries,
+            server_timeout_s=server_timeout_s,
+            patience_s=setup_timeout_s,
+            update_mode=update_mode,
+            alarm=alarm,
+            tell=tell,
+        )
+        self._transport = self._upkeep.transport
         self._decode, self._alarm = decode, alarm
         self._stamped = 0
         self._vocabulary: int | None = None
         self._groups: dict[Any, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._mark, self._serial = f"{uuid.uuid4().hex[:8]}-", itertools.count()
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        return self._upkeep.fleet.servers
 
     # --- what workflows call
 
@@ -179,20 +196,24 @@ class RemoteEngine:
 
     async def _generate(self, body: Mapping[str, Any]) -> list[Part]:
         n = body["sampling_params"]["n"]
-        return await self._transport.exchange(self.servers, n, partial(self._attempt, body))
+        return await self._transport.exchange(self._upkeep.some, n, partial(self._attempt, body))
 
     async def _attempt(self, body: Mapping[str, Any], server: Server) -> list[Part]:
         """One POST /generate, and its reply checked against what this server can answer."""
-        sent = {**body, "rid": self._name(body["rid"])}
+        sent = {**body, "rid": self._names.new(body["rid"])}
         floor, is_managed = server.floor, server.ceiling is not None
         reply = await self._transport.post(server, "/generate", sent)
         try:
-            parts = sglang.parse_generate(reply, sent, self._mark, floor if is_managed else None)
+            parts = sglang.parse_generate(
+                reply, sent, self._names.mark, floor if is_managed else None
+            )
             for part in parts:
                 server.check(part.versions, floor)
                 self._check_vocabulary(part.tokens)
         except EngineError as error:
             raise EngineError(f"server {server.address}: {error}") from None
+        # Tokens may be of weights that are being verified: if they fail, this is taken back.
+        await self._upkeep.fleet.settled(server)
         self._count_stamped(server, parts)
         return parts
 
@@ -203,10 +224,6 @@ class RemoteEngine:
                 f"it sampled the token id {highest}, but the trainer's model has the ids 0 to "
                 f"{self._vocabulary - 1}: it serves another model"
             )
-
-    def _name(self, rid: str) -> str:
-        """Never used twice: the first request of a name may still run somewhere."""
-        return f"{self._mark}{rid}-{next(self._serial)}"
 
     def _count_stamped(self, server: Server, parts: Iterable[Part]) -> None:
         tokens = sum(len(part.tokens) for part in parts if part.versions_from == "client")
@@ -221,72 +238,17 @@ class RemoteEngine:
 
     async def wait_ready(self, deadline_s: float) -> None:
         """Returns when every server answers. Raises EnginesExhausted."""
-        await _together(self._ready(server, deadline_s) for server in self.servers)
-
-    async def _ready(self, server: Server, deadline_s: float) -> None:
-        last = ""
-
-        async def answered() -> None:
-            nonlocal last
-            while True:
-                try:
-                    await self._transport.get(server, "/get_model_info", 5.0)
-                    return
-                except EngineError as error:
-                    last = f"; the last try: {error}"
-                    await sleep(0.1)
-
-        try:
-            await waited(
-                answered(),
-                waits=self._waits,
-                owner=f"server {server.address}",
-                what="start-up",
-                deadline_s=deadline_s,
-                error=EnginesExhausted,
-            )
-        except EnginesExhausted as error:
-            raise EnginesExhausted(f"{error}{last}") from None
+        await self._upkeep.wait_ready(deadline_s)
 
     async def update_weights(self, update: WeightUpdate) -> float:
         """Pause, load, resume and verify on every server; nothing is drained.
 
-        Returns the worst difference on the probe, in nats. Raises EnginesExhausted naming the
-        server: a run must not go on with weights that are not the trainer's.
+        Returns the worst difference on the probe, in nats. A server that is not verified serves
+        nothing. Raises EnginesExhausted when none is left: a run must not go on with weights that
+        are not the trainer's.
         """
         self._vocabulary = update.vocabulary
-        return max(await _together(self._update(s, update) for s in self.servers))
-
-    async def _update(self, server: Server, update: WeightUpdate) -> float:
-        post = self._transport.post
-        load = {
-            "model_path": update.path,
-            "weight_version": str(update.version),
-            "abort_all_requests": False,
-            "flush_cache": self._update_mode == "retract",
-        }
-        try:
-            await post(server, "/pause_generation", {"mode": self._update_mode})
-            server.loading(update.version)
-            reply = await post(server, "/update_weights_from_disk", load)
-            told = reply if isinstance(reply, Mapping) else {}
-            if not told.get("success"):
-                raise EngineError(str(told.get("message", "it gave no reason")))
-            await post(server, "/continue_generation", {})
-            ask = partial(self._probe, update)
-            answered = await self._transport.exchange([server], 1, ask)
-            worst = _verify(server, update, answered)
-        except EngineError as error:
-            raise EnginesExhausted(
-                f"server {server.address} did not take weights version {update.version}: {error}"
-            ) from None
-        server.verified(update.version)
-        return worst
-
-    async def _probe(self, update: WeightUpdate, server: Server) -> list[float]:
-        body = sglang.probe_body(update.probe.input_ids, self._name("probe"))
-        reply = await self._transport.post(server, "/generate", body)
-        return sglang.parse_probe(reply, body, self._mark, update.version)
+        return await self._upkeep.publish(update)
 
     async def redispatch(self) -> int:
         """Every request under way is sent once more, to another server where there is one."""
@@ -295,16 +257,14 @@ class RemoteEngine:
     async def server_metrics(self) -> Mapping[str, float]:
         """The servers' counters, summed; a server that has none counts for nothing.
 
-        servers: how many answered. refused: how often one was busy (429).
+        servers: how many answered. serving: how many serve. refused: how often one was busy (429).
         versions_stamped_by_client: tokens whose version no server told, if there were any.
         """
         total: dict[str, float] = {"refused": float(self._transport.refused), "servers": 0.0}
-        for server in self.servers:
-            try:
-                info = await self._transport.get(server, "/get_server_info", 10.0)
-            except EngineError:
-                continue
-            total["servers"] += 1.0
+        total["serving"] = float(len(self._upkeep.fleet.serving))
+        there = [server for server in self.servers if server.state != "dead"]
+        for info in await asyncio.gather(*map(self._info, there)):
+            total["servers"] += info is not None
             for key, value in info.items() if isinstance(info, Mapping) else ():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     total[key] = total.get(key, 0.0) + value
@@ -312,8 +272,14 @@ class RemoteEngine:
             total["versions_stamped_by_client"] = float(self._stamped)
         return total
 
+    async def _info(self, server: Server) -> Any:
+        try:
+            return await self._transport.get(server, "/get_server_info", 10.0)
+        except EngineError:
+            return None
+
     async def aclose(self) -> None:
-        self._transport.closed = True
+        self._transport.closed = True  # what is cancelled below must not be tried again
         for group in self._groups.values():
             for future in group.futures:
                 future.cancel()
@@ -321,33 +287,4 @@ class RemoteEngine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._transport.aclose()
-
-
-def _verify(server: Server, update: WeightUpdate, answered: Sequence[float]) -> float:
-    worst = _difference(update.probe, answered)
-    if not worst <= update.probe.tolerance:  # also when it is NaN
-        raise EnginesExhausted(
-            f"server {server.address} computes other log-probabilities than the trainer after "
-            f"weights version {update.version}: they differ by {worst:.3g}, at most "
-            f"{update.probe.tolerance:.3g} is allowed"
-        )
-    return worst
-
-
-async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; the first error ends the others too, so that none goes on unseen."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _difference(probe: Probe, answered: Sequence[float]) -> float:
-    if len(answered) != len(probe.logprobs):
-        return math.inf
-    differences = [abs(a - b) for a, b in zip(answered, probe.logprobs, strict=True)]
-    return math.nan if any(map(math.isnan, differences)) else max(differences)
+        await self._upkeep.aclose()

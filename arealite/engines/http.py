@@ -11,12 +11,11 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import aiohttp
 
+from arealite.engines.fleet import Server
 from arealite.errors import EngineError
 from arealite.telemetry.waits import Waits
 
@@ -48,51 +47,6 @@ class Busy(EngineError):
     retry_after_s: float | None = None
 
 
-@dataclass
-class Server:
-    """One inference server: what it owes us, and which versions it can have.
-
-    floor: a version verified or reported here; what is asked from now on cannot be older.
-    ceiling: the newest version that it was told to load; None before the first.
-    """
-
-    address: str
-    running: int = 0
-    floor: int = 0
-    ceiling: int | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}"
-
-    def loading(self, version: int) -> None:
-        """It is told to load this version (an older one than before is a rollback)."""
-        self.floor = min(self.floor, version)
-        self.ceiling = version if self.ceiling is None else max(self.ceiling, version)
-
-    def verified(self, version: int) -> None:
-        """It has shown that it computes with this version."""
-        self.floor = version
-
-    def check(self, versions: Sequence[int], floor: int) -> None:
-        """The versions of a reply whose request was sent when `floor` held. Raises EngineError."""
-        if not versions:
-            return
-        oldest, newest = min(versions), max(versions)
-        if oldest < floor:
-            raise EngineError(
-                f"it sampled with version {oldest} after it had served version {floor}: it was "
-                "restarted or its weights were changed by others; it serves again after the next "
-                "publication"
-            )
-        if self.ceiling is not None and newest > self.ceiling:
-            raise EngineError(
-                f"it sampled with version {newest}, but the newest that it was given is "
-                f"{self.ceiling}: let nobody else load weights into it"
-            )
-        self.floor = max(self.floor, newest)
-
-
 class _Connector(aiohttp.TCPConnector):
     """Lends no connection on which something came that nobody had asked for.
 
@@ -108,72 +62,109 @@ class _Connector(aiohttp.TCPConnector):
         raise aiohttp.ClientConnectionError("it sends before it is asked")
 
 
+class _Tried:
+    """What became of one exchange's attempts so far. failed: those that count as retries."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.failures: Counter[str] = Counter()
+        self._busy: Counter[str] = Counter()
+        self._not_before: defaultdict[str, float] = defaultdict(float)  # loop time
+
+    def best_of(self, servers: Sequence[Server]) -> tuple[Server, float]:
+        """The server with least against it, and in how many seconds it may be asked."""
+        now = asyncio.get_running_loop().time()
+
+        def burden(server: Server) -> tuple[int, float, int]:
+            wait = max(0.0, self._not_before[server.address] - now)
+            return self.failures[server.address], wait, server.running
+
+        best = min(servers, key=burden)
+        return best, burden(best)[1]
+
+    def refuse(self, server: Server, after_s: float | None) -> float:
+        """It was busy; returns the loop time before which it is left alone."""
+        pause = pause_s(self._busy[server.address]) if after_s is None else after_s
+        self._busy[server.address] += 1
+        self._not_before[server.address] = asyncio.get_running_loop().time() + pause
+        return self._not_before[server.address]
+
+
 class Transport:
     """Talks to servers. request_timeout_s: of one attempt; retries: attempts beyond the first.
 
-    closed: from now on every request is an error. refused: how often a server said 429.
+    failed(server, error): is told of every attempt that a server spoiled. closed: from now on
+    every request is an error. refused: how often a server said 429.
     """
 
-    def __init__(self, waits: Waits, request_timeout_s: float, retries: int) -> None:
+    def __init__(
+        self,
+        waits: Waits,
+        request_timeout_s: float,
+        retries: int,
+        failed: Callable[[Server, EngineError], None],
+    ) -> None:
         self._waits, self._timeout_s, self._retries = waits, request_timeout_s, retries
+        self._failed = failed
         self._session: aiohttp.ClientSession | None = None
-        self._attempts: set[asyncio.Future[Any]] = set()
+        self._attempts: dict[asyncio.Future[Any], Server] = {}
         self.closed, self.refused = False, 0
 
     async def exchange(
-        self, servers: Sequence[Server], n: int, attempt: Callable[[Server], Awaitable[T]]
+        self,
+        choose: Callable[[], Awaitable[Sequence[Server]]],
+        n: int,
+        attempt: Callable[[Server], Awaitable[T]],
     ) -> T:
         """One good answer, from the server that failed least and owes least (n samples more).
 
-        Raises EngineError after `retries` failures beyond the first, or when servers were busy
-        until request_timeout_s had passed in all.
+        choose: those that may be asked now; it waits while there are none. Raises EngineError
+        after `retries` failures beyond the first, or when servers were busy until
+        request_timeout_s had passed in all.
         """
-        now = asyncio.get_running_loop().time
-        deadline = now() + self._timeout_s
-        failures: Counter[str] = Counter()
-        busy: Counter[str] = Counter()
-        not_before: defaultdict[str, float] = defaultdict(float)  # loop time, per busy server
-        rest, failed = 0.0, 0
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        tried = _Tried()
+        rest = 0.0
         while True:
-            wait = {s.address: max(0.0, not_before[s.address] - now()) for s in servers}
-            server = min(servers, key=partial(_burden, failures=failures, wait=wait))
-            await asyncio.sleep(max(rest, wait[server.address]))
+            await asyncio.sleep(rest)
+            server, rest = tried.best_of(await choose())
+            if rest:  # by then another one may be better
+                continue
             server.running += n
             try:
-                return await self._watched(attempt(server), server)
+                return await self.watched(attempt(server), server)
             except TakenBack:
-                rest = 0.0
-                failures[server.address] += 1
+                tried.failures[server.address] += 1
             except Busy as error:
-                rest = 0.0
                 self.refused += 1
-                busy[server.address] += 1
-                asked = error.retry_after_s
-                pause = pause_s(busy[server.address] - 1) if asked is None else asked
-                not_before[server.address] = now() + pause
-                if not_before[server.address] >= deadline:
+                if tried.refuse(server, error.retry_after_s) >= deadline:
                     raise EngineError(
                         f"no server was free within {self._timeout_s:g} s: {error}"
                     ) from None
             except EngineError as error:
-                failures[server.address] += 1
-                failed += 1
-                if isinstance(error, Refused) or failed > self._retries:
+                tried.failures[server.address] += 1
+                tried.failed += 1
+                if isinstance(error, Refused) or self.closed:
                     raise
-                rest = pause_s(failed - 1)
+                self._failed(server, error)
+                if tried.failed > self._retries:
+                    raise
+                rest = pause_s(tried.failed - 1)
             finally:
                 server.running -= n
 
-    def take_back(self) -> int:
-        """Every attempt under way is made again, on another server where there is one; how many."""
-        attempts, self._attempts = self._attempts, set()
-        for task in attempts:
+    def take_back(self, server: Server | None = None) -> int:
+        """What this server owes, or all do, is given up and made again elsewhere; how many."""
+        given_up = [task for task, at in self._attempts.items() if server in (None, at)]
+        for task in given_up:
+            del self._attempts[task]
             task.cancel()
-        return len(attempts)
+        return len(given_up)
 
-    async def _watched(self, attempt: Awaitable[T], server: Server) -> T:
+    async def watched(self, attempt: Awaitable[T], server: Server) -> T:
+        """The attempt's result. Raises TakenBack when the server is given up meanwhile."""
         task = asyncio.ensure_future(attempt)
-        self._attempts.add(task)
+        self._attempts[task] = server
         try:
             return await task
         except asyncio.CancelledError:
@@ -182,7 +173,7 @@ class Transport:
                 raise  # whoever waits for it was cancelled, not the attempt alone
             raise TakenBack(f"server {server.address} was given up") from None
         finally:
-            self._attempts.discard(task)
+            self._attempts.pop(task, None)
 
     async def post(self, server: Server, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON value that answers. Raises EngineError naming the server, Busy or Refused."""
@@ -227,13 +218,6 @@ class Transport:
 def pause_s(count: int) -> float:
     """Seconds before the next try: doubling from the first pause to the longest."""
     return min(FIRST_PAUSE_S * 2.0 ** min(count, 32), LONGEST_PAUSE_S)
-
-
-def _burden(
-    server: Server, failures: Mapping[str, int], wait: Mapping[str, float]
-) -> tuple[int, float, int]:
-    """What speaks against a server: the request goes to the one with least."""
-    return failures[server.address], wait[server.address], server.running
 
 
 async def _content(reply: aiohttp.ClientResponse) -> bytes:

@@ -38,7 +38,7 @@ ADAPT_S = 1.0
 
 ENGINE = (
     *("tokens_generated", "prompt_tokens", "steps", "decode_s", "busy_s", "idle_s"),
-    *("running", "waiting", "aborted", "servers", "versions_stamped_by_client"),
+    *("running", "waiting", "aborted", "servers", "serving", "versions_stamped_by_client"),
 )
 """What is recorded of the servers' own counters, summed over the servers, as engine/<name>."""
 
@@ -166,7 +166,8 @@ class Session:
         now = asyncio.get_running_loop().time()
         if tokens is not None:
             seconds = max(now - self._seen_at, 1e-9)
-            stats["rollout/tokens_per_s"] = (tokens - self._seen_tokens) / seconds
+            # A server that was lost takes its count with it.
+            stats["rollout/tokens_per_s"] = max(0.0, tokens - self._seen_tokens) / seconds
             self._seen_tokens, self._seen_at = tokens, now
         return stats
 

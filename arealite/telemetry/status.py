@@ -11,6 +11,8 @@ Fields, a contract (a reader takes an absent one as unknown):
     waits           how many waits are open in all
     counts          {admitted, in_flight, buffered, trained, filtered, dropped_stale, failed, ...}
     metrics         the last metrics of interest, flat keys as in metrics.jsonl
+    servers         [{address, state, since, reason}]; state: starting | serving | suspect | stale |
+                    updating | quarantined | dead (docs/engines.md), since: unix seconds
     alarms          [{time, text, count}], the last 20; the same text counts up
     errors          {kind: {count, first, traceback}} of failed episodes
     error           the sentence that ended the run, in phase failed

@@ -59,13 +59,15 @@ async def hangs(request: web.Request, asked: Any) -> web.StreamResponse:
 
 class FakeServer:
     """`async with FakeServer() as server`. Handlers in `next[path]` are used up in order; then
-    `always[path]`, if set; else a good answer. `asked` is every request: (path, body)."""
+    `always[path]`, if set; else a good answer, of the version last loaded. `asked`
+    is every request: (path, body)."""
 
     def __init__(self) -> None:
         self.next: defaultdict[str, deque[Handler]] = defaultdict(deque)
         self.always: dict[str, Handler] = {}
         self.asked: list[tuple[str, Any]] = []
         self.open = 0
+        self.version = "0"
         self.address = ""
 
     def bodies(self, path: str = "/generate") -> list[Any]:
@@ -91,21 +93,25 @@ class FakeServer:
         self.open += 1
         try:
             queue = self.next[request.path]
-            handler = queue.popleft() if queue else self.always.get(request.path, _good)
+            handler = queue.popleft() if queue else self.always.get(request.path, self._good)
             return await handler(request, body)
         finally:
             self.open -= 1
 
-
-async def _good(request: web.Request, body: Any) -> web.StreamResponse:
-    if request.path == "/generate" and "logprob_start_len" in body:
-        return web.json_response(probed(*PROBE.logprobs))
-    if request.path == "/generate":
-        n, told = body["sampling_params"]["n"], {"prompt_tokens": len(body["input_ids"])}
-        names = [body["rid"]] if n == 1 else [f"{body['rid']}-{index}" for index in range(n)]
-        samples = [sample([10 + i], id=name, **told) for i, name in enumerate(names)]
-        return web.json_response(samples if n > 1 else samples[0])
-    return web.json_response({"success": True, "message": ""})
+    async def _good(self, request: web.Request, body: Any) -> web.StreamResponse:
+        if request.path == "/generate" and "logprob_start_len" in body:
+            return web.json_response(probed(*PROBE.logprobs))
+        if request.path == "/generate":
+            n, told = body["sampling_params"]["n"], {"prompt_tokens": len(body["input_ids"])}
+            names = [body["rid"]] if n == 1 else [f"{body['rid']}-{index}" for index in range(n)]
+            samples = [
+                sample([10 + i], version=self.version, id=name, **told)
+                for i, name in enumerate(names)
+            ]
+            return web.json_response(samples if n > 1 else samples[0])
+        if request.path == "/update_weights_from_disk":
+            self.version = body["weight_version"]
+        return web.json_response({"success": True, "message": ""})
 
 
 @asynccontextmanager
@@ -113,7 +119,8 @@ async def client_of(*servers: FakeServer | str, **options: Any) -> AsyncIterator
     """A client of these servers (or addresses); when it is closed nothing of it may be left."""
     addresses = [s if isinstance(s, str) else s.address for s in servers]
     waits = Waits()
-    engine = RemoteEngine(addresses, waits, **({"request_timeout_s": 20.0} | options))
+    defaults = {"request_timeout_s": 20.0, "setup_timeout_s": 20.0}
+    engine = RemoteEngine(addresses, waits, **(defaults | options))
     try:
         yield engine
     finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from aiohttp import web
 from client_support import (
     PROBE,
     UPDATE,
@@ -167,41 +169,109 @@ def test_cached_keys_are_kept_where_the_user_wants_it() -> None:
 LOAD, PAUSE, GENERATE = "/update_weights_from_disk", "/pause_generation", "/generate"
 
 
-@pytest.mark.parametrize(
-    ("path", "answer", "words"),
-    [
-        (LOAD, says({"success": False, "message": "no such folder"}), "no such folder"),
-        (LOAD, says({"success": False, "message": "wrong shape"}, 400), "400 .*wrong shape"),
-        (LOAD, says([]), "gave no reason"),
-        (PAUSE, says("<html>down</html>", 502), "502 .*down"),
-        (GENERATE, says(probed(-0.5, -1.6)), r"differ by 0\.1, at most 0\.01"),
-        (GENERATE, says(probed(-0.5, math.nan)), "differ by nan"),
-        (GENERATE, says(probed(-0.5)), "differ by inf"),
-        (GENERATE, says({"meta_info": {}}), "probe's reply is malformed"),
-    ],
-)
-def test_a_server_without_the_trainers_weights_ends_the_run(
+WRONG = [
+    (LOAD, says({"success": False, "message": "no such folder"}), "no such folder"),
+    (LOAD, says({"success": False, "message": "wrong shape"}, 400), "400 .*wrong shape"),
+    (LOAD, says([]), "gave no reason"),
+    (PAUSE, says("<html>down</html>", 502), "502 .*down"),
+    (GENERATE, says(probed(-0.5, -1.6)), r"differ by 0\.1, at most 0\.01"),
+    (GENERATE, says(probed(-0.5, math.nan)), "differ by nan"),
+    (GENERATE, says(probed(-0.5)), "differ by inf"),
+    (GENERATE, says({"meta_info": {}}), "probe's reply is malformed"),
+]
+
+
+@pytest.mark.parametrize(("path", "answer", "words"), WRONG)
+def test_a_server_without_the_trainers_weights_serves_nothing(
     path: str, answer: Handler, words: str
 ) -> None:
     async def test(good: FakeServer, bad: FakeServer) -> None:
         bad.always[path] = answer
-        async with client_of(good, bad, request_retries=1) as engine:
-            with pytest.raises(EnginesExhausted, match=f"server {bad.address} .*{words}") as error:
+        alarms: list[str] = []
+        async with client_of(good, bad, request_retries=1, alarm=alarms.append) as engine:
+            assert await engine.update_weights(UPDATE) == 0.0
+            assert [server.state for server in engine.servers] == ["serving", "quarantined"]
+            await asyncio.gather(*[engine.agenerate(ask(i)) for i in range(4)])
+            assert (await engine.server_metrics())["serving"] == 1.0
+        assert len(good.bodies()) == 1 + 4, "the probe, and all requests"
+        assert len(bad.bodies(PAUSE)) == 2, "it was told to load once more"
+        (alarm,) = alarms
+        assert re.match(f"server {bad.address} .*version 3: .*{words}.*; it serves nothing", alarm)
+
+    run(test)
+
+
+@pytest.mark.parametrize(("path", "answer", "words"), WRONG)
+def test_when_no_server_has_the_trainers_weights_the_run_ends(
+    path: str, answer: Handler, words: str
+) -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.always[path] = second.always[path] = answer
+        async with client_of(first, second, request_retries=1) as engine:
+            with pytest.raises(
+                EnginesExhausted, match=f"server {first.address} .*{words}"
+            ) as error:
                 await engine.update_weights(UPDATE)
         assert "version 3" in str(error.value)
+        assert f"; server {second.address} " in str(error.value)
         assert error.value.exit_code == 5
 
     run(test)
 
 
-def test_one_servers_failure_ends_the_others_updates() -> None:
-    async def test(slow: FakeServer, bad: FakeServer) -> None:
-        slow.always[LOAD] = hangs
-        bad.always[LOAD] = says({"success": False, "message": "no"})
-        async with client_of(slow, bad) as engine:
-            with pytest.raises(EnginesExhausted, match=bad.address):
-                await engine.update_weights(UPDATE)
-            while slow.open:
+def test_a_quarantined_server_serves_again_once_it_is_verified() -> None:
+    async def test(good: FakeServer, bad: FakeServer) -> None:
+        bad.next[GENERATE] += [says(probed(-0.5, -1.6))] * 2
+        async with client_of(good, bad) as engine:
+            await engine.update_weights(UPDATE)
+            assert engine.servers[1].state == "quarantined"
+            await engine.update_weights(replace(UPDATE, version=4))
+            assert [server.state for server in engine.servers] == ["serving", "serving"]
+            bad.next[GENERATE] += [says(probed(-0.5, -1.6))]
+            await engine.update_weights(replace(UPDATE, version=5))
+            assert engine.servers[1].state == "serving", "the second load was good"
+
+    run(test)
+
+
+def test_what_was_sampled_with_weights_that_fail_their_probe_is_made_elsewhere() -> None:
+    async def test(bad: FakeServer, good: FakeServer) -> None:
+        answered, release = asyncio.Event(), asyncio.Event()
+
+        async def late(request: web.Request, body: Any) -> web.StreamResponse:
+            await release.wait()
+            answered.set()
+            return await says(sample([66], version=3))(request, body)
+
+        async def probe(request: web.Request, body: Any) -> web.StreamResponse:
+            release.set()
+            await answered.wait()
+            await asyncio.sleep(0.05)  # loopback: the sample has been there for long
+            return await says(probed(-0.5, -1.6))(request, body)
+
+        bad.next[GENERATE] += [late, probe, probe]
+        good.next[GENERATE] += [says(probed(-0.5, -1.5)), says(sample([10], version=3))]
+        async with client_of(bad, good) as engine:
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while not bad.open:
+                await asyncio.sleep(0.001)
+            await engine.update_weights(UPDATE)
+            assert (await asked).output_tokens == [10]
+
+    run(test)
+
+
+def test_an_update_that_nobody_waits_for_any_more_ends_everywhere() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        first.always[LOAD] = second.always[LOAD] = hangs
+        async with client_of(first, second) as engine:
+            updating = asyncio.create_task(engine.update_weights(UPDATE))
+            while not (first.open and second.open and first.bodies(LOAD) and second.bodies(LOAD)):
+                await asyncio.sleep(0.001)
+            updating.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await updating
+            while first.open or second.open:
                 await asyncio.sleep(0.001)
 
     run(test)
@@ -253,6 +323,7 @@ def test_the_metrics_of_servers_are_summed_and_a_dead_one_is_left_out() -> None:
                 "running": 1,
                 "refused": 0.0,
                 "servers": 2.0,
+                "serving": 3.0,
             }
 
     run(test)

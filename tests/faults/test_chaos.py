@@ -53,15 +53,18 @@ def test_a_fault_that_stays_is_one_clear_error(name: str) -> None:
 
 @pytest.mark.parametrize("path", CONTROL)
 @pytest.mark.parametrize("name", WIRE)
-def test_a_fault_while_weights_change_ends_the_run_and_names_the_server(
+def test_a_server_with_a_fault_while_weights_change_is_named_and_serves_nothing(
     name: str, path: str
 ) -> None:
     async def test(bad: FakeServer, good: FakeServer) -> None:
         bad.always[path] = WIRE[name].answer
         deadline = 0.2 if WIRE[name].slow else 20.0
-        async with client_of(bad, good, request_timeout_s=deadline) as engine:
+        async with client_of(bad, request_timeout_s=deadline) as alone:
             with pytest.raises(EnginesExhausted, match=names(bad.address, WIRE[name].words)):
-                await engine.update_weights(UPDATE)
+                await alone.update_weights(UPDATE)
+        async with client_of(bad, good, request_timeout_s=deadline) as engine:
+            await engine.update_weights(UPDATE)
+            assert [server.state for server in engine.servers] == ["quarantined", "serving"]
 
     run(test)
 
@@ -81,8 +84,12 @@ def test_a_refused_connection() -> None:
         async with refusing() as dead:
             async with client_of(dead, good) as engine:
                 assert (await engine.agenerate(ask())).output_tokens == [10]
-            async with client_of(dead, request_retries=1) as engine:
+            async with client_of(dead, request_retries=0) as engine:
                 with pytest.raises(EngineError, match=f"server {dead}: POST /generate"):
+                    await engine.agenerate(ask())
+            async with client_of(dead, dead, setup_timeout_s=0.2) as engine:
+                words = f"has served for 0.2 s: server {dead} is dead .*Connect.*; server {dead} is"
+                with pytest.raises(EnginesExhausted, match=words):
                     await engine.agenerate(ask())
 
     run(test)

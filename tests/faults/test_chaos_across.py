@@ -212,7 +212,7 @@ def test_a_probe_is_answered_by_its_own_reply_alone(reply: Any, words: str) -> N
         async with client_of(server, request_retries=1) as engine:
             with pytest.raises(EnginesExhausted, match=names(server.address, words)):
                 await engine.update_weights(UPDATE)
-        assert len(server.bodies()) == 2
+        assert len(server.bodies()) == 2 * 2, "asked twice, after each of two loads"
 
     run(test)
 
@@ -238,7 +238,7 @@ def test_a_version_that_cannot_be_is_a_fault(name: str) -> None:
 
     async def test(bad: FakeServer, good: FakeServer) -> None:
         good.always["/generate"] = bad.always["/generate"] = says(probed(-0.5, -1.5))
-        async with client_of(bad, good) as both, client_of(bad, request_retries=1) as alone:
+        async with client_of(bad, good) as both, client_of(bad, request_retries=0) as alone:
             await both.update_weights(UPDATE)
             await alone.update_weights(UPDATE)
             bad.always["/generate"] = says(reply)
@@ -251,9 +251,32 @@ def test_a_version_that_cannot_be_is_a_fault(name: str) -> None:
     run(test)
 
 
+def test_a_server_that_has_lost_its_weights_is_given_them_again_and_verified() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        alarms: list[str] = []
+        async with client_of(server, alarm=alarms.append) as engine:
+            await engine.update_weights(UPDATE)
+            server.version = "default"  # as after a restart
+
+            async def probe(request: web.Request, body: Any) -> web.StreamResponse:
+                reply = probed(-0.5, -1.5)
+                reply["meta_info"]["weight_version"] = server.version
+                return web.json_response(reply)
+
+            # The sample, then the probe with its three retries; after the load all is well.
+            server.next["/generate"] += [says(sample([4], version="default")), *[probe] * 4]
+            response = await engine.agenerate(ask())
+        assert (response.output_tokens, response.output_versions) == ([10], [3])
+        assert len(server.bodies("/update_weights_from_disk")) == 2
+        (alarm,) = alarms
+        assert "answers the probe as version 0; it is given the current weights again" in alarm
+
+    run(test)
+
+
 def test_tokens_that_the_trainers_model_does_not_have_come_from_another_model() -> None:
     async def test(bad: FakeServer, good: FakeServer) -> None:
-        async with client_of(bad, good) as both, client_of(bad, request_retries=1) as alone:
+        async with client_of(bad, good) as both, client_of(bad, request_retries=0) as alone:
             for engine in (both, alone):
                 await engine.update_weights(replace(UPDATE, vocabulary=64))
             bad.always["/generate"] = says(sample([4, 64], version=3))
@@ -309,13 +332,32 @@ def test_going_back_to_an_older_version_on_purpose_is_no_fault() -> None:
                 server.next["/generate"].append(says(sample([4], weight_versions=spans)))
                 assert (await engine.agenerate(ask())).output_versions == [version]
 
-            async def loads(request: web.Request, body: Any) -> web.StreamResponse:
-                await sampled(int(body["weight_version"]))  # before it is verified, too
-                return web.json_response({"success": True})
-
-            server.always["/update_weights_from_disk"] = loads
             for version in (5, 3):
+                release = asyncio.Event()
+
+                async def late(
+                    request: web.Request,
+                    body: Any,
+                    version: int = version,
+                    release: asyncio.Event = release,
+                ) -> web.StreamResponse:
+                    await release.wait()
+                    spans = [{"version": str(version), "start": 0, "end": 1}]
+                    return await says(sample([4], weight_versions=spans))(request, body)
+
+                async def loads(
+                    request: web.Request, body: Any, release: asyncio.Event = release
+                ) -> web.StreamResponse:
+                    release.set()  # what runs goes on with these weights before they are verified
+                    return web.json_response({"success": True})
+
+                server.next["/generate"].append(late)
+                server.always["/update_weights_from_disk"] = loads
+                running = asyncio.create_task(engine.agenerate(ask()))
+                while not server.open:
+                    await asyncio.sleep(0.001)
                 await engine.update_weights(replace(UPDATE, version=version))
+                assert (await running).output_versions == [version]
                 await sampled(version)
 
     run(test)

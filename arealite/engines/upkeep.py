@@ -1,0 +1,268 @@
+"""Keeps servers in service: publishes weights to them, watches them, and brings back who returns.
+
+A server that fails to load or to verify is quarantined, told to load once more and verified again;
+after that it serves nothing until the next publication. What a server owes is made elsewhere as
+soon as it is lost or its weights are in doubt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from arealite.engines import sglang
+from arealite.engines.fleet import Event, Fleet, Health, Server
+from arealite.engines.http import Transport
+from arealite.errors import EngineError, EnginesExhausted
+from arealite.telemetry.waits import Waits, waited
+from arealite.types import Probe, WeightUpdate
+
+T = TypeVar("T")
+
+Report = Callable[[Sequence[Mapping[str, Any]]], None]
+LOOKS = 4
+"""How often a server is looked at in the time within which it must answer."""
+
+
+class Names:
+    """Names for requests, never used twice: the first of a name may still run somewhere."""
+
+    def __init__(self) -> None:
+        self.mark, self._serial = f"{uuid.uuid4().hex[:8]}-", itertools.count()
+
+    def new(self, rid: str) -> str:
+        return f"{self.mark}{rid}-{next(self._serial)}"
+
+
+class Upkeep:
+    """alarm: is told when a server is lost or quarantined; tell: the state of all, on each change.
+
+    server_timeout_s: a server that answers nothing for so long is lost. patience_s: see Fleet.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        waits: Waits,
+        names: Names,
+        *,
+        request_timeout_s: float,
+        request_retries: int,
+        server_timeout_s: float,
+        patience_s: float,
+        update_mode: str,
+        alarm: Callable[[str], None],
+        tell: Report,
+    ) -> None:
+        self.fleet = Fleet(addresses, waits, patience_s, self._changed)
+        self.transport = Transport(waits, request_timeout_s, request_retries, self._failed)
+        self._waits, self._names = waits, names
+        self._timeout_s, self._update_mode = server_timeout_s, update_mode
+        self._alarm, self._tell = alarm, tell
+        self._update: WeightUpdate | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- start and end
+
+    async def wait_ready(self, deadline_s: float) -> None:
+        """Returns when every server answers. Raises EnginesExhausted."""
+        for server in self.fleet.servers:
+            self.fleet.tell(server, Event("awaited"))
+        await _together(self._ready(server, deadline_s) for server in self.fleet.servers)
+
+    async def _ready(self, server: Server, deadline_s: float) -> None:
+        last = ""
+
+        async def answered() -> None:
+            nonlocal last
+            while True:
+                try:
+                    await self.transport.get(server, "/get_model_info", 5.0)
+                    return
+                except EngineError as error:
+                    last = f"; the last try: {error}"
+                    await asyncio.sleep(0.1)
+
+        try:
+            await waited(
+                answered(),
+                waits=self._waits,
+                owner=f"server {server.address}",
+                what="start-up",
+                deadline_s=deadline_s,
+                error=EnginesExhausted,
+            )
+        except EnginesExhausted as error:
+            raise EnginesExhausted(f"{error}{last}") from None
+        self.fleet.tell(server, Event("answered"))
+
+    async def some(self) -> list[Server]:
+        """The servers that serve; waits while there are none. Raises EnginesExhausted."""
+        self._start()
+        return await self.fleet.some()
+
+    def _start(self) -> None:
+        """The watch begins with the first use: only then is an event loop running."""
+        if not self._tasks:
+            for server in self.fleet.servers:
+                self._spawn(self._watch(server))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        self.transport.closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transport.aclose()
+
+    # --- publication
+
+    async def publish(self, update: WeightUpdate) -> float:
+        """Brings every server to this version; the worst difference of those that serve it.
+
+        Raises EnginesExhausted when no server does, and none may come back in time.
+        """
+        self._start()
+        self._update = update
+        for server in self.fleet.servers:
+            self.fleet.tell(server, Event("begun", update.version))
+        there = [server for server in self.fleet.servers if server.state != "dead"]
+        await _together(self._bring(server, update) for server in there)
+        if all(server.state == "quarantined" for server in self.fleet.servers):
+            raise EnginesExhausted("; ".join(s.health.reason for s in self.fleet.servers))
+        return max(server.difference for server in await self.fleet.some())
+
+    async def _bring(self, server: Server, update: WeightUpdate) -> None:
+        """Load and verify, and once more if that fails."""
+        for _ in range(2):
+            async with server.lock:
+                if update is not self._update or server.state not in ("updating", "quarantined"):
+                    return
+                self.fleet.tell(server, Event("begun", update.version))
+                await self._bring_once(server, update)
+        if server.state == "quarantined":
+            self._alarm(f"{server.health.reason}; it serves nothing until the next version")
+
+    async def _bring_once(self, server: Server, update: WeightUpdate) -> None:
+        try:
+            worst = await self.transport.watched(self._load(server, update), server)
+        except EngineError as error:
+            reason = f"server {server.address} did not take weights version {update.version}"
+            self.fleet.tell(server, Event("refused", update.version, f"{reason}: {error}"))
+        else:
+            server.difference, server.floor = worst, update.version
+            self.fleet.tell(server, Event("verified", update.version))
+
+    async def _load(self, server: Server, update: WeightUpdate) -> float:
+        post = self.transport.post
+        load = {
+            "model_path": update.path,
+            "weight_version": str(update.version),
+            "abort_all_requests": False,
+            "flush_cache": self._update_mode == "retract",
+        }
+        await post(server, "/pause_generation", {"mode": self._update_mode})
+        server.loading(update.version)
+        reply = await post(server, "/update_weights_from_disk", load)
+        told = reply if isinstance(reply, Mapping) else {}
+        if not told.get("success"):
+            raise EngineError(str(told.get("message", "it gave no reason")))
+        await post(server, "/continue_generation", {})
+        return await self._verify(server, update)
+
+    async def _verify(self, server: Server, update: WeightUpdate) -> float:
+        """The worst difference on the probe, in nats. Raises EngineError above the tolerance."""
+
+        async def only() -> list[Server]:
+            return [server]
+
+        async def ask(_: Server) -> list[float]:
+            body = sglang.probe_body(update.probe.input_ids, self._names.new("probe"))
+            reply = await self.transport.post(server, "/generate", body)
+            return sglang.parse_probe(reply, body, self._names.mark, update.version)
+
+        worst = _difference(update.probe, await self.transport.exchange(only, 1, ask))
+        if not worst <= update.probe.tolerance:  # also when it is NaN
+            raise EngineError(
+                f"it computes other log-probabilities than the trainer: they differ by "
+                f"{worst:.3g}, at most {update.probe.tolerance:.3g} is allowed"
+            )
+        return worst
+
+    # --- the watch
+
+    async def _watch(self, server: Server) -> None:
+        """Looks several times within the limit, and at once when there is news."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout_s / LOOKS):
+                    await server.news.wait()
+            server.news.clear()
+            try:
+                await self.transport.get(server, "/get_model_info", self._timeout_s)
+            except EngineError as error:
+                self.fleet.tell(server, Event("silent", reason=str(error)))
+                continue
+            self.fleet.tell(server, Event("answered"))
+            if self._update is not None and server.state in ("suspect", "stale"):
+                self._spawn(self._mend(server, self._update))
+
+    async def _mend(self, server: Server, update: WeightUpdate) -> None:
+        """A suspect is verified; one that is stale gets the current weights."""
+        async with server.lock:
+            if update is not self._update:
+                return
+            if server.state == "suspect":
+                await self._check(server, update)
+            if server.state != "stale":
+                return
+            self.fleet.tell(server, Event("begun", update.version))
+        await self._bring(server, update)
+
+    async def _check(self, server: Server, update: WeightUpdate) -> None:
+        try:
+            await self.transport.watched(self._verify(server, update), server)
+        except EngineError as error:
+            reason = f"server {server.address} is not as it was: {error}"
+            self.fleet.tell(server, Event("refused", update.version, reason))
+        else:
+            self.fleet.tell(server, Event("verified", update.version))
+
+    def _failed(self, server: Server, error: EngineError) -> None:
+        self.fleet.tell(server, Event("failed", reason=str(error)))
+
+    def _changed(self, server: Server, before: Health) -> None:
+        if server.state in ("dead", "stale", "quarantined"):
+            self.transport.take_back(server)
+        if server.state == "dead":
+            self._alarm(f"server {server.address} is lost: {server.health.reason}")
+        if server.state == "stale" and before.state == "suspect":
+            self._alarm(f"{server.health.reason}; it is given the current weights again")
+        self._tell(self.fleet.report())
+
+
+async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; the first error ends the others too, so that none goes on unseen."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _difference(probe: Probe, answered: Sequence[float]) -> float:
+    if len(answered) != len(probe.logprobs):
+        return math.inf
+    differences = [abs(a - b) for a, b in zip(answered, probe.logprobs, strict=True)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
