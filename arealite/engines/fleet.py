@@ -144,6 +144,7 @@ class Fleet:
         self._waits, self._patience_s, self._told = waits, patience_s, told
         self._changed = asyncio.Event()
         self._hopeless_since: float | None = None
+        self._closed = False
 
     @property
     def serving(self) -> list[Server]:
@@ -173,6 +174,8 @@ class Fleet:
             return found
         with self._waits.on("the servers", "one that serves", self._patience_s):
             while not (found := self.serving):
+                if self._closed:
+                    raise EngineError("the client is closed")
                 left = None
                 if self._hopeless_since is not None:
                     now = asyncio.get_running_loop().time()
@@ -190,6 +193,11 @@ class Fleet:
         """Returns when it is not being updated."""
         while server.state == "updating":
             await self._changed.wait()
+
+    def close(self) -> None:
+        """Nobody need wait any more."""
+        self._closed = True
+        self._changed.set()
 
     def report(self) -> list[Mapping[str, Any]]:
         """For status.json."""

@@ -118,7 +118,7 @@ class Upkeep:
         task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
-        self.transport.closed = True
+        self.fleet.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

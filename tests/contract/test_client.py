@@ -366,6 +366,78 @@ def test_what_hangs_is_sent_again_elsewhere_at_once() -> None:
     run(test)
 
 
+def test_only_what_the_lost_server_owes_is_taken_back_and_it_may_return() -> None:
+    async def test(first: FakeServer, second: FakeServer) -> None:
+        alarms: list[str] = []
+        async with client_of(first, second, server_timeout_s=1.0, alarm=alarms.append) as engine:
+            await engine.update_weights(UPDATE)
+            first.always[GENERATE] = first.always["/get_model_info"] = hangs
+            second.next[GENERATE].append(hangs)
+            lost, held = (asyncio.create_task(engine.agenerate(ask(i))) for i in (1, 2))
+            assert (await lost).output_tokens == [10]
+            assert engine.servers[0].state == "dead"
+            assert not held.done()
+            assert len(second.bodies()) == 1 + 2, "the probe, what hangs there, what was lost"
+            assert (await engine.server_metrics())["serving"] == 1.0
+            first.always.clear()
+            while engine.servers[0].state != "serving":
+                await asyncio.sleep(0.01)
+            assert len(first.bodies(LOAD)) == 2
+            held.cancel()
+        (alarm,) = alarms
+        assert "is lost: " in alarm
+        assert "did not answer GET /get_model_info within 1 s" in alarm
+
+    run(test)
+
+
+def test_a_server_that_hangs_while_it_loads_holds_up_nobody() -> None:
+    async def test(good: FakeServer, bad: FakeServer) -> None:
+        bad.always[LOAD] = bad.always["/get_model_info"] = hangs
+        async with client_of(good, bad, server_timeout_s=1.0) as engine:
+            await engine.update_weights(UPDATE)
+            assert [server.state for server in engine.servers] == ["serving", "dead"]
+            bad.always.clear()
+            while engine.servers[1].state != "serving":
+                await asyncio.sleep(0.01)
+            assert [body["weight_version"] for body in bad.bodies(LOAD)] == ["3", "3"]
+
+    run(test)
+
+
+def test_a_publication_waits_for_a_server_that_may_come_back() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.always["/get_model_info"] = hangs
+        async with client_of(server, server_timeout_s=1.0) as engine:
+            server.next[GENERATE].append(hangs)
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while engine.servers[0].state != "dead":
+                await asyncio.sleep(0.01)
+            updating = asyncio.create_task(engine.update_weights(UPDATE))
+            await asyncio.sleep(0)
+            server.always.clear()
+            assert await updating == 0.0
+            assert (await asked).output_versions == [3]
+
+    run(test)
+
+
+def test_nobody_waits_for_a_server_of_a_client_that_is_closed() -> None:
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        server.always["/get_model_info"] = says("down", 503)
+        server.always[GENERATE] = says("down", 503)
+        server.next[GENERATE].append(says(sample([4], "abort")))
+        async with client_of(server) as engine:
+            asked = asyncio.create_task(engine.agenerate(ask()))
+            while engine.servers[0].state != "dead":
+                await asyncio.sleep(0.001)
+            await engine.aclose()
+            with pytest.raises(EngineError, match="closed"):
+                await asked
+
+    run(test)
+
+
 def test_who_is_cancelled_while_the_request_is_sent_again_stays_cancelled() -> None:
     async def test(first: FakeServer, second: FakeServer) -> None:
         first.always["/generate"] = second.always["/generate"] = hangs

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from client_support import client_of
-from embedded_support import Caller, Server
+from client_support import ask, client_of
+from embedded_support import VOCAB, Caller, Server
 
 from arealite.engines.client import RemoteEngine
-from arealite.types import GenerationHyperparameters, ModelRequest
+from arealite.training.weights import make_probe
+from arealite.types import GenerationHyperparameters, ModelRequest, WeightUpdate
 
 pytest_plugins = ["embedded_fixtures"]
 
@@ -47,7 +48,7 @@ def test_what_a_lost_server_owed_is_made_elsewhere_and_is_the_same(
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession())
             engine = await stack.enter_async_context(
-                client_of(*addresses, request_timeout_s=20.0 if how == "killed" else 10.0)
+                client_of(*addresses, request_timeout_s=100.0, server_timeout_s=2.0)
             )
             good = await stack.enter_async_context(client_of(addresses[1]))
             await engine.wait_ready(60.0)
@@ -61,11 +62,57 @@ def test_what_a_lost_server_owed_is_made_elsewhere_and_is_the_same(
                 others = await group(engine, max_new_tokens=5)  # nobody else waits for it
                 assert [len(tokens) for tokens in others] == [5, 5, 5]
                 assert not task.done()
-                assert await engine.redispatch() == 1  # as a stall does; else at the deadline
-            assert await task == wanted
+            assert await task == wanted  # without a stall, and long before the request's deadline
+            while engine.servers[0].state != "dead":
+                await asyncio.sleep(0.01)
 
-    async def watched() -> None:
-        async with asyncio.timeout(100.0):
-            await main()
+    asyncio.run(watched(main()))
 
-    asyncio.run(watched())
+
+def test_a_server_that_was_stopped_serves_again_only_with_verified_weights(
+    server: Server, lost: Server, folders: dict[str, Path], model: Any, new_model: Any
+) -> None:
+    seen: list[str] = []
+
+    def tell(servers: Sequence[Mapping[str, Any]]) -> None:
+        if seen[-1:] != [servers[0]["state"]]:
+            seen.append(servers[0]["state"])
+
+    async def until(engine: RemoteEngine, state: str) -> None:
+        while engine.servers[0].state != state:
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        addresses = [s.url.removeprefix("http://") for s in (lost, server)]
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            engine = await stack.enter_async_context(
+                client_of(*addresses, server_timeout_s=2.0, tell=tell)
+            )
+            await engine.wait_ready(60.0)
+            first = WeightUpdate(1, str(folders["qwen2"]), make_probe(model, VOCAB))
+            await engine.update_weights(first)
+            lost.process.send_signal(signal.SIGSTOP)
+            await until(engine, "dead")
+            second = WeightUpdate(2, str(folders["new"]), make_probe(new_model, VOCAB))
+            assert await engine.update_weights(second) <= 1e-3  # the other one goes on alone
+            responses = await asyncio.gather(*[engine.agenerate(ask(i)) for i in range(4)])
+            assert {v for r in responses for v in r.output_versions} == {2}
+            assert engine.servers[0].state == "dead"
+            lost.process.send_signal(signal.SIGCONT)
+            await until(engine, "serving")
+            before = await Caller(session, lost.url).info()
+            assert before["weight_version"] == "2"
+            responses = await asyncio.gather(*[engine.agenerate(ask(i)) for i in range(4)])
+            assert {v for r in responses for v in r.output_versions} == {2}
+            assert (await Caller(session, lost.url).info())["requests_total"] >= (
+                before["requests_total"] + 2
+            )
+
+    asyncio.run(watched(main()))
+    assert seen[-4:] == ["dead", "stale", "updating", "serving"]
+
+
+async def watched(test: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(100.0):
+        await test
