@@ -9,7 +9,7 @@
     |   `-- WorkflowError       the user's workflow raised, or returned something malformed
     |-- ErrorBudgetSpent    3   too many episodes failed
     |-- CheckpointError     4   no checkpoint that can be trusted
-    |-- EnginesExhausted    5   an inference server was lost, or none has verified weights
+    |-- EnginesExhausted    5   no server with verified weights is left, or one died too often
     |-- Stall               6   a wait passed its deadline
     |-- NonFinite           7   NaN or inf on its way to the weights
     |-- Killed              8   the trainer was killed from outside: out of memory, or kill -9

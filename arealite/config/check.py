@@ -102,6 +102,7 @@ def _ranges(config: Config) -> Iterator[Broken]:
         "actor.optimizer.gradient_clipping": optimizer.gradient_clipping,
         "rollout.request_retries": config.rollout.request_retries,
         "scheduler.grace_s": config.scheduler.grace_s,
+        "scheduler.restarts": config.scheduler.restarts,
     }
     for key, value in natural.items():
         if value is not None and value < 0:

@@ -282,6 +282,7 @@ class StatsLoggerConfig:
 class SchedulerConfig:
     type: Literal["local"] = opt("local", "where the processes run")
     grace_s: float = opt(10.0, "a process that was asked to stop is ended after this")
+    restarts: int = opt(3, "how often each server that has died in mid-run is started again")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def _carry_out(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
         status = Status(folder)
         status.set(phase="preparing")
         status.flush()
-        supervisor = Supervisor(first, config.scheduler.grace_s)
+        scheduler = config.scheduler
+        supervisor = Supervisor(first, scheduler.grace_s, scheduler.restarts, _say)
         with supervisor.signals():
             try:
                 with supervisor:

@@ -1,8 +1,9 @@
 """Carries a plan out on this machine: starts, watches and ends its processes.
 
 Ports are free of races: the launcher binds each server's listening socket to port 0 and hands it
-down, so the address is known before the server runs. No child outlives the launcher: each holds
-the read end of a pipe that the kernel closes with the launcher (arealite/processes.py).
+down, so the address is known before the server runs, and stays when it is started again. No child
+outlives the launcher: each holds the read end of a pipe that the kernel closes with the launcher
+(arealite/processes.py).
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from arealite.errors import (
 from arealite.launch.plan import Plan, Prepare, Process
 from arealite.launch.scratch import WeightsFolder
 from arealite.processes import LIFELINE, ROLE
+from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.status import read_status
 
 TAIL_LINES = 20
 NO_WORD = "no word in its log"
 
 
 class Child:
-    """A running process and its log."""
+    """A running process and its log. restarts: how often its like has been started again."""
 
     def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
         self.process, self.name, self.log = process, name, log
+        self.restarts = 0
 
     def kill(self) -> None:
         """At once, with what it has started: each child leads a process group."""
@@ -67,11 +71,22 @@ class Child:
 
 
 class Supervisor:
-    """Owns every child of a run. Use as a context: leaving it ends them all, by pid."""
+    """Owns every child of a run. Use as a context: leaving it ends them all, by pid.
 
-    def __init__(self, plan: Plan, grace_s: float) -> None:
+    restarts: how often each server that has died in mid-run is started again; say: tells people.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        grace_s: float,
+        restarts: int = 0,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._plan, self._grace_s = plan, grace_s
+        self._restarts, self._say = restarts, say
         self._children: list[Child] = []
+        self._listeners: dict[str, socket.socket] = {}
         self._stack = ExitStack()
         self._ending = False
         self._weights: WeightsFolder | None = None
@@ -115,28 +130,38 @@ class Supervisor:
         logs = self._plan.run_folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self._weights = WeightsFolder()
-        addresses = []
         for server in self._plan.servers:
             listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-            with listener:
-                host, port = listener.getsockname()[:2]
-                addresses.append(f"{host}:{port}")
-                descriptor = listener.fileno()
-                command = (*server.command, "--fd", str(descriptor))
-                process = Process(server.name, command, server.environment)
-                self._start(process, logs / f"{server.name}.log", (descriptor,))
+            self._listeners[server.name] = self._stack.enter_context(listener)
+            self._serve(server)
         environment = {
             **self._plan.trainer.environment,
-            "AREAL_LLM_SERVER_ADDRS": ",".join(addresses),
+            "AREAL_LLM_SERVER_ADDRS": ",".join(map(self._address, self._listeners)),
             "AREALITE_WEIGHTS_DIR": str(self._weights.path),
             ROLE: "trainer",
         }
         trainer = Process("trainer", self._plan.trainer.command, environment)
         return self._start(trainer, logs / "trainer.log")
 
+    def _serve(self, server: Process) -> Child:
+        """Its socket stays open here, so that it can be handed down again to its successor."""
+        descriptor = self._listeners[server.name].fileno()
+        command = (*server.command, "--fd", str(descriptor))
+        process = Process(server.name, command, server.environment)
+        return self._start(
+            process, self._plan.run_folder / "logs" / f"{server.name}.log", (descriptor,)
+        )
+
+    def _address(self, name: str) -> str:
+        host, port = self._listeners[name].getsockname()[:2]
+        return f"{host}:{port}"
+
     def watch(self, trainer: Child) -> bool:
-        """True when the trainer has ended well. Raises what ended it, or a server, else."""
-        for child in self._children:
+        """True when the trainer has ended well. Raises what ended it, or a server, else.
+
+        A server that has died after it had come up is started again, while it may.
+        """
+        for child in list(self._children):
             code = child.process.poll()
             if code is None:
                 continue
@@ -146,14 +171,39 @@ class Supervisor:
                 return True
             if trainer.process.poll() == 0:
                 return True
-            if code == ConfigError.exit_code:
+            has_served = self._has_served(child)
+            if code == ConfigError.exit_code and not has_served:
                 raise ConfigError(f"{child.name}: {child.sentence() or child.last_line()}")
             if trainer.process.poll() is None:  # a server that dies first is the cause
-                raise EnginesExhausted(
-                    f"{child.name} ended with {_ending(code)}{_suspect(code, self._oom_kills)}; "
-                    f"its last lines ({child.log}):\n{child.last_lines()}"
-                )
+                self._lost(child, code, has_served)
         return False
+
+    def _has_served(self, child: Child) -> bool:
+        """Whether the trainer has seen this server up, as it tells in status.json."""
+        if child.name not in self._listeners:
+            return False
+        address = self._address(child.name)
+        told = read_status(RunFolder(self._plan.run_folder)).get("servers", [])
+        return any(s["address"] == address and s["state"] != "starting" for s in told)
+
+    def _lost(self, child: Child, code: int, has_served: bool) -> None:
+        """Starts it again. Raises EnginesExhausted when it never served, or has died too often."""
+        ended = f"{child.name} ended with {_ending(code)}{_suspect(code, self._oom_kills)}"
+        lines = f"its last lines ({child.log}):\n{child.last_lines()}"
+        if not has_served:
+            raise EnginesExhausted(f"{ended}; {lines}")
+        if child.restarts >= self._restarts:
+            raise EnginesExhausted(
+                f"{ended} and was started again {child.restarts} time(s) before, as often as "
+                f"scheduler.restarts allows; {lines}"
+            )
+        count = child.restarts + 1
+        self._say(f"{ended}; it is started again ({count} of {self._restarts}); {lines}")
+        self._oom_kills = count_oom_kills()
+        again = self._serve(next(s for s in self._plan.servers if s.name == child.name))
+        again.restarts = count
+        self._children.remove(again)
+        self._children[self._children.index(child)] = again  # the trainer stays the last
 
     @contextmanager
     def signals(self) -> Iterator[None]:
