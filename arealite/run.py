@@ -6,7 +6,6 @@ The composition root: here the parts are built from the configuration, so that t
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import signal
 import time
@@ -27,7 +26,7 @@ from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
 from arealite.rewards.opening import open_reward
 from arealite.rewards.scorer import Kept, Score
-from arealite.rollout.door import Rollouts
+from arealite.rollout.door import Evaluating, Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
@@ -224,7 +223,7 @@ def _opened(config: Config, folder: RunFolder) -> Iterator[Run]:
 def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     """The door to the episodes of this run, over the servers at these addresses (host:port)."""
     config = run.config
-    if config.rollout.late == "keep":
+    if config.rollout.late == "keep" and not config.deterministic:
         run.status.alarm("rollout.late is keep: tokens of any age are trained, without a bound")
     engine = RemoteEngine(
         addresses,
@@ -302,7 +301,7 @@ class Evaluation:
 
     def __init__(self, run: Run, rollouts: Rollouts) -> None:
         self._run, self._rollouts = run, rollouts
-        self._open: dict[int, concurrent.futures.Future[dict[str, float]]] = {}
+        self._open: dict[int, Evaluating] = {}
 
     def start_if_due(self, version: int) -> None:
         """Collects what has ended; starts one every evaluator.freq_steps versions."""

@@ -66,7 +66,7 @@ class _Tried:
     """What became of one exchange's attempts so far. failed: those that count as retries."""
 
     def __init__(self) -> None:
-        self.failed = 0
+        self.failed = self._given_up = 0
         self.failures: Counter[str] = Counter()
         self._busy: Counter[str] = Counter()
         self._not_before: defaultdict[str, float] = defaultdict(float)  # loop time
@@ -81,6 +81,12 @@ class _Tried:
 
         best = min(servers, key=burden)
         return best, burden(best)[1]
+
+    def give_up(self) -> int:
+        """An attempt was taken back; the first time for nothing. Returns the retries used up."""
+        self._given_up += 1
+        self.failed += self._given_up > 1
+        return self.failed
 
     def refuse(self, server: Server, after_s: float | None) -> float:
         """It was busy; returns the loop time before which it is left alone."""
@@ -135,6 +141,8 @@ class Transport:
                 return await self.watched(attempt(server), server)
             except TakenBack:
                 tried.failures[server.address] += 1
+                if tried.give_up() > self._retries:  # or it could go on like this for ever
+                    raise
             except Busy as error:
                 self.refused += 1
                 if tried.refuse(server, error.retry_after_s) >= deadline:
@@ -171,7 +179,7 @@ class Transport:
             waiter = asyncio.current_task()
             if task in self._attempts or (waiter is not None and waiter.cancelling()):
                 raise  # whoever waits for it was cancelled, not the attempt alone
-            raise TakenBack(f"server {server.address} was given up") from None
+            raise TakenBack(f"server {server.address} was given up: nothing moved") from None
         finally:
             self._attempts.pop(task, None)
 

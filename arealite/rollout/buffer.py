@@ -31,6 +31,7 @@ class Buffer:
         self.batch_size, self.eta, self.late = batch_size, eta, late
         self.max_running = max_running
         self.version = version
+        self.newest = version  # engines may sample with it before it is published everywhere
         self._running: dict[str, int] = {}  # sample id -> its place in the order of admission
         # Everything consumed before this run began counts as accepted, or room would be wrong.
         self.accepted = version * batch_size

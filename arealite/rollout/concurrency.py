@@ -10,12 +10,12 @@ FULL = 0.25
 class Concurrency:
     """Additive increase, multiplicative decrease (Chiu and Jain, 1989). Pure bookkeeping.
 
-    limit: episodes that may run now, between least and most (None: no end but staleness).
+    limit: episodes that may run now, from 1 to most (None: no end but staleness).
     """
 
-    def __init__(self, least: int, most: int | None) -> None:
-        self.least, self.most = least, most
-        self.limit = least
+    def __init__(self, start: int, most: int | None) -> None:
+        self.step, self.most = max(1, start // 4), most
+        self.limit = start
         self._refused = 0.0
 
     def look(self, episodes: int, running: float, waiting: float, refused: float) -> int:
@@ -23,9 +23,9 @@ class Concurrency:
         refused: how often they have answered 429 so far."""
         was_refused, self._refused = refused > self._refused, refused
         if was_refused or waiting > FULL * max(running, 1.0):
-            self.limit = max(self.least, int(self.limit * BACK_OFF))
+            self.limit = max(1, int(self.limit * BACK_OFF))
         elif episodes >= self.limit:  # more than is used need not be allowed
-            self.limit += max(1, self.least // 4)
+            self.limit += self.step
         if self.most is not None:
             self.limit = min(self.limit, self.most)
         return self.limit

@@ -30,6 +30,28 @@ SILENT_S = 5.0
 """A loop that beats every second is not blocked before this, however short the deadline."""
 
 
+END_S = 15.0
+"""How long the episodes may take to end, when the run does."""
+
+
+class Evaluating:
+    """A held-out set that is being played."""
+
+    def __init__(
+        self,
+        future: concurrent.futures.Future[dict[str, float]],
+        wait: Callable[[concurrent.futures.Future[dict[str, float]]], dict[str, float]],
+    ) -> None:
+        self._future, self._wait = future, wait
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> dict[str, float]:
+        """Waits for it. Raises what ended it, or ended or blocked the event loop."""
+        return self._wait(self._future)
+
+
 class Rollouts:
     """Use it as a context: the loop runs inside, and everything it started ends with it."""
 
@@ -76,7 +98,7 @@ class Rollouts:
         if self._death is None:
             self._loop.call_soon_threadsafe(self._stop.set)
         if not self._is_blocked:
-            self._thread.join()
+            self._thread.join(END_S)  # user code may swallow every cancel; the thread is a daemon
         self._thread = None
 
     def next_batch(self) -> list[Episode]:
@@ -94,9 +116,10 @@ class Rollouts:
         """
         return self._call(self._session.publish(update))
 
-    def evaluate(self, version: int) -> concurrent.futures.Future[dict[str, float]]:
-        """Plays the held-out set beside training; the future holds the flat metrics."""
-        return asyncio.run_coroutine_threadsafe(self._session.evaluate(version), self._loop)
+    def evaluate(self, version: int) -> Evaluating:
+        """Plays the held-out set beside training; its result() is the flat metrics."""
+        coroutine = self._session.evaluate(version)
+        return Evaluating(asyncio.run_coroutine_threadsafe(coroutine, self._loop), self._wait)
 
     @property
     def counts(self) -> dict[str, float]:
@@ -153,6 +176,10 @@ class Rollouts:
         except BaseException:
             coroutine.close()
             raise
+        return self._wait(future)
+
+    def _wait(self, future: concurrent.futures.Future[T]) -> T:
+        """Never waits for a loop that does not turn, or has ended."""
         try:
             while True:
                 try:

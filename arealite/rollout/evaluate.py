@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import EpisodeError, EpisodeTimeout, ErrorBudgetSpent, Stall
+from arealite.errors import EpisodeError, EpisodeTimeout, ErrorBudgetSpent
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.limits import Limits
 from arealite.rollout.runner import first_of, play, seeded
@@ -30,8 +30,7 @@ async def evaluate(
     limits.eval_success. pass@k: share of rows with at least one such sample, k the samples per
     row. later_tokens: share of sampled tokens that a later version than this one sampled, since
     engines take new weights while the set is played. An episode that fails is counted in `failed`
-    and is in no mean. Raises Stall when an episode takes longer than stall_timeout_s seconds,
-    ErrorBudgetSpent when more than half fail.
+    and is in no mean. Raises ErrorBudgetSpent when more than half fail.
     """
     places = asyncio.Semaphore(limits.eval_concurrency)
     episodes: list[Episode] = []
@@ -70,14 +69,13 @@ async def _play(
     limits: Limits,
     waits: Waits,
 ) -> tuple[Trajectory, ...]:
-    is_limited = limits.episode_timeout_s is not None
     played = await waited(
         play(workflow, seeded(engine, limits, sample_id), sample_id, row),
         waits=waits,
         owner="workflow",
         what="a held-out episode",
-        deadline_s=limits.episode_timeout_s if is_limited else limits.stall_timeout_s,
-        error=EpisodeTimeout if is_limited else Stall,
+        deadline_s=limits.episode_timeout_s,
+        error=EpisodeTimeout,
     )
     return tuple(played)
 

@@ -9,6 +9,7 @@ from typing import Any
 from arealite.errors import EpisodeError
 
 FIRST, LAST = 8, 64
+HELD_OUT = "held-out "
 
 MOST_CHARACTERS = 4000
 """Of a traceback that is kept; its end says most."""
@@ -41,11 +42,13 @@ class Failures:
     def __init__(self) -> None:
         self.by_kind: dict[str, dict[str, Any]] = {}
 
-    def add(self, sample_id: str, error: EpisodeError) -> None:
-        kept = self.by_kind.get(error.kind)
+    def add(self, sample_id: str, error: EpisodeError, is_held_out: bool = False) -> None:
+        """A held-out row's failure is kept under a kind of its own, and is in no count."""
+        kind = f"{HELD_OUT}{error.kind}" if is_held_out else error.kind
+        kept = self.by_kind.get(kind)
         if kept is None:
             text = "".join(traceback.format_exception(error))
-            kept = self.by_kind[error.kind] = {
+            kept = self.by_kind[kind] = {
                 "count": 0,
                 "first": f"row {sample_id}: {error}",
                 "traceback": text[-MOST_CHARACTERS:],
@@ -55,4 +58,8 @@ class Failures:
     @property
     def counts(self) -> dict[str, float]:
         """Flat `counts/failed/<kind>`."""
-        return {f"counts/failed/{kind}": float(of["count"]) for kind, of in self.by_kind.items()}
+        return {
+            f"counts/failed/{kind}": float(of["count"])
+            for kind, of in self.by_kind.items()
+            if not kind.startswith(HELD_OUT)
+        }

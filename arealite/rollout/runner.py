@@ -59,9 +59,8 @@ async def play(
         if isinstance(cause, ArealiteError):  # out of a task group of the workflow's own
             raise cause from None
         frame = traceback.extract_tb(cause.__traceback__ or error.__traceback__)[-1]
-        raise WorkflowError(
-            f"{where}: {type(cause).__name__}: {cause} ({frame.filename}, line {frame.lineno})"
-        ) from error
+        place = f"({frame.filename}, line {frame.lineno})"
+        raise WorkflowError(f"{where}: {type(cause).__name__}: {_words(cause)} {place}") from error
     try:
         return to_trajectories(result)
     except WorkflowError as error:
@@ -86,7 +85,7 @@ class Runner:
         self._rows, self._keep, self._tell = rows, keep, tell
         self._limits, self._waits = limits, waits
         self._budget = ErrorBudget()
-        self._filtered_in_a_row = 0
+        self._filtered_in_a_row = self._rejected_in_a_row = 0
 
     async def run(self) -> None:
         """Until cancelled. Cancelling ends the episodes in flight too."""
@@ -117,6 +116,7 @@ class Runner:
                 deadline_s=self._limits.episode_timeout_s,
                 error=EpisodeTimeout,
             )
+            self._check_versions(sample_id, trajectories)
         except EpisodeError as error:
             self._failed(Episode(sample_id, version, (), row), error)
             return
@@ -127,6 +127,17 @@ class Runner:
             self._buffer.accept(episode)
         else:
             self._filtered(episode)
+
+    def _check_versions(self, sample_id: str, trajectories: Sequence[Trajectory]) -> None:
+        """A token of the future would never be too old."""
+        newest = self._buffer.newest
+        for index, trajectory in enumerate(trajectories):
+            if (found := max(trajectory.versions)) > newest:
+                raise WorkflowError(
+                    f"row {sample_id}: {type(self._workflow).__name__}: trajectory {index} has a "
+                    f"token of version {found}, and the newest is {newest}; versions are those of "
+                    "the engine's responses"
+                )
 
     def _failed(self, episode: Episode, error: EpisodeError) -> None:
         self._buffer.give_back(episode.sample_id, "failed")
@@ -146,7 +157,15 @@ class Runner:
             self._buffer.skip(episode.sample_id)
         self._tell(episode, "filtered")
         self._filtered_in_a_row += 1
-        if self._filtered_in_a_row >= MOST_FILTERED * self._limits.batch_size:
+        self._rejected_in_a_row = 0 if episode.trajectories else self._rejected_in_a_row + 1
+        most = MOST_FILTERED * self._limits.batch_size
+        if self._rejected_in_a_row >= most:
+            raise ErrorBudgetSpent(
+                f"{type(self._workflow).__name__}.arun_episode returned None for the last {most} "
+                f"rows, the last of them row {episode.sample_id}, so no batch can be made; it must "
+                "return trajectories, and None only for a row that it rejects"
+            )
+        if self._filtered_in_a_row >= most:
             raise ErrorBudgetSpent(
                 f"the last {self._filtered_in_a_row} episodes were all filtered, so no batch can "
                 "be made; look at their rewards in transcripts.jsonl: the rows may be far too "
@@ -157,6 +176,14 @@ class Runner:
 def seeded(engine: InferenceEngine, limits: Limits, sample_id: str) -> InferenceEngine:
     """The engine as this row's episode sees it."""
     return engine if limits.seed is None else SeededEngine(engine, limits.seed, sample_id)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; an error of a user's may fail at that, too."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its __str__ raises {type(another).__name__})"
 
 
 def _is_cancelled() -> bool:

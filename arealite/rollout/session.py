@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arealite.errors import ArealiteError, EpisodeError
+from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent
 from arealite.protocols import ManagedEngine, Workflow
 from arealite.rollout.buffer import Buffer
 from arealite.rollout.concurrency import Concurrency
@@ -33,6 +34,8 @@ from arealite.types import Episode, WeightUpdate
 T = TypeVar("T")
 Numbered = tuple[str, Mapping[str, Any]]
 
+MOST_DROPPED = 20
+"""So many times what staleness admits may be dropped for its age before the run ends."""
 ADAPT_S = 1.0
 """How often the servers' queues are looked at, where concurrency is adaptive."""
 
@@ -85,6 +88,9 @@ class Session:
         self._batch: list[Episode] = []
         self._batch_version = version
         self._dropped: list[tuple[int, Episode]] = []
+        self._dropped_in_a_row = 0
+        self._told = 0
+        self._tokens_seen: float | None = None
         self._seen_tokens, self._seen_at = 0.0, 0.0
         self._running: asyncio.Task[None] | None = None
         self._adapting: asyncio.Task[None] | None = None
@@ -97,6 +103,7 @@ class Session:
     async def next_batch(self) -> list[Episode]:
         with self._timing("wait_batch"):
             self._batch = await self._take()
+            self._dropped_in_a_row = 0
         self._batch_version = self.buffer.version
         return self._batch
 
@@ -122,6 +129,7 @@ class Session:
         if self.limits.in_order and self._running is not None:
             await self.buffer.idle()
             await asyncio.gather(*self._evaluations, return_exceptions=True)
+        self.buffer.newest = max(self.buffer.newest, update.version)
         return await self.engine.update_weights(update)
 
     async def _watched(self, coroutine: Coroutine[Any, Any, T], owner: str, what: str) -> T:
@@ -202,25 +210,31 @@ class Session:
         """As many episodes as the servers can use, found once a second."""
         most = self.limits.max_running
         flow = Concurrency(min(self.limits.batch_size, most or self.limits.batch_size), most)
-        while True:
-            self.buffer.limit(flow.limit)
-            await asyncio.sleep(ADAPT_S)
-            servers = await self.engine.server_metrics()
-            running, waiting, refused = (
-                servers.get(key, 0.0) for key in ("running", "waiting", "refused")
-            )
-            flow.look(self.buffer.running, running, waiting, refused)
+        try:
+            while True:
+                self.buffer.limit(flow.limit)
+                await asyncio.sleep(ADAPT_S)
+                servers = await self.engine.server_metrics()
+                running, waiting, refused = (
+                    servers.get(key, 0.0) for key in ("running", "waiting", "refused")
+                )
+                flow.look(self.buffer.running, running, waiting, refused)
+        except Exception as error:  # nobody awaits this task: whoever waits for a batch is told
+            self.buffer.fail(error)
 
     async def _evaluate(self, version: int) -> dict[str, float]:
-        metrics = await evaluate(
+        playing = evaluate(
             self._eval_workflow,
             self.engine,
             self._eval_rows,
             version,
-            self._tell,
+            partial(self._tell, dataset="valid"),
             self.limits,
             self.waits,
         )
+        metrics = await self._watched(playing, "workflow", f"the held-out set at version {version}")
+        if not metrics["eval/valid/samples"] and self._status is not None:
+            self._status.alarm(f"no held-out row gave a sample at version {version}")
         failed = int(metrics["eval/valid/failed"])
         if failed and self._status is not None:
             self._status.alarm(
@@ -230,10 +244,16 @@ class Session:
         return metrics
 
     async def _progress(self) -> Hashable:
-        """Changes whenever an episode ends or a token is sampled."""
+        """Changes whenever an episode ends or a token is sampled.
+
+        A server that does not answer the question hides its tokens, but no episode's end.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.stall_timeout_s / 8):
+                metrics = await self.engine.server_metrics()
+                self._tokens_seen = metrics.get("tokens_generated")
         ended = self.buffer.counts["admitted"] - self.buffer.running
-        metrics = await self.engine.server_metrics()
-        return ended, metrics.get("tokens_generated")
+        return ended, self._told, self._tokens_seen
 
     async def _rescue(self) -> str:
         count = await self.engine.redispatch()
@@ -244,9 +264,11 @@ class Session:
         episode: Episode,
         fate: Any,
         error: ArealiteError | None = None,
+        dataset: str | None = None,
     ) -> None:
+        self._told += 1
         if isinstance(error, EpisodeError):
-            self._failures.add(episode.sample_id, error)
+            self._failures.add(episode.sample_id, error, is_held_out=dataset is not None)
             if self._status is not None:
                 self._status.set(errors=deepcopy(self._failures.by_kind))
         if self._transcripts is not None:
@@ -256,13 +278,22 @@ class Session:
                 fate,
                 episode.trajectories,
                 query=dict(episode.row),
-                dataset="valid" if fate == "evaluated" else None,
+                dataset=dataset,
                 error=error,
             )
 
     def _on_dropped(self, episode: Episode) -> None:
         self._dropped.append((self.buffer.version, episode))
         self._tell(episode, "dropped_stale")
+        self._dropped_in_a_row += 1
+        if self._dropped_in_a_row >= MOST_DROPPED * self.limits.batch_size * (self.limits.eta + 1):
+            words = (
+                f"no batch can be made: the last {self._dropped_in_a_row} finished episodes were "
+                f"too old to train at version {self.buffer.version}; either the workflow returns "
+                "versions that are not those of its responses, or an episode lasts longer than "
+                "rollout.max_head_offpolicyness versions"
+            )
+            self.buffer.fail(ErrorBudgetSpent(words))
 
     @contextmanager
     def _timing(self, name: str) -> Iterator[None]:

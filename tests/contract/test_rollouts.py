@@ -223,7 +223,7 @@ def test_an_evaluation_takes_no_place_of_training() -> None:
     with _rollouts(gate, batch=3, limits=limits, **options) as rollouts:
         _until(lambda: len(gate.began) == 3)  # every training place is taken, and none moves
         before = rollouts.counts
-        assert rollouts.evaluate(0).result(DEADLINE_S) == {
+        assert rollouts.evaluate(0).result() == {
             "eval/valid/samples": 5.0,
             "eval/valid/failed": 0.0,
             "eval/valid/mean": 8.0,
@@ -245,7 +245,7 @@ def test_a_failed_evaluation_episode_is_in_no_mean() -> None:
     options: dict[str, Any] = {"eval_workflow": Calls(fails), "transcripts": Told()}
     options["eval_rows"] = [(f"valid:{i}", {"row": i}) for i in range(3)]
     with _rollouts(**options) as rollouts:
-        found = rollouts.evaluate(0).result(DEADLINE_S)
+        found = rollouts.evaluate(0).result()
     assert (found["eval/valid/samples"], found["eval/valid/failed"]) == (2.0, 1.0)
     assert ("valid:1", "failed") in [line[:2] for line in options["transcripts"].lines]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -155,3 +156,125 @@ def test_a_batch_of_nothing_is_followed_by_another() -> None:
     batch, session = _first_batch(ScriptedEngine(), Solo(), Limits(4, 0, refill=False), keep=late)
     assert [episode.row["row"] for episode in batch] == [9, 10, 11]
     assert session.counts["counts/admitted"] == 12
+
+
+def test_a_held_out_set_may_be_slow_too() -> None:
+    """An episode of ten hours whose server goes on sampling is no stall."""
+
+    class Counts(ScriptedEngine):
+        async def server_metrics(self) -> Mapping[str, float]:
+            return {"tokens_generated": asyncio.get_running_loop().time()}
+
+    async def play() -> Any:
+        engine = Counts(lambda request, serial: Sample(length=1, first_s=36000.0))
+        session = Session(engine, Solo(), _rows(), Limits(1, 0), eval_rows=[("valid:0", {})])
+        await session.publish(UPDATE)
+        return await session.evaluate(0)
+
+    assert run_virtually(play())["eval/valid/samples"] == 1.0
+
+
+def test_a_held_out_set_that_stands_still_is_a_stall(tmp_path: Path) -> None:
+    async def play() -> Any:
+        engine = ScriptedEngine(lambda request, serial: Sample(outcome="hang"))
+        report = tmp_path / "stall.txt"
+        rows = [("valid:0", {})]
+        session = Session(
+            engine, Solo(), _rows(), Limits(1, 0), eval_rows=rows, stall_report=report
+        )
+        await session.publish(UPDATE)
+        return await session.evaluate(0)
+
+    with pytest.raises(Stall, match="the held-out set at version 0"):
+        run_virtually(play())
+    assert "in _play" in (tmp_path / "stall.txt").read_text()
+
+
+def test_ends_are_movement_although_a_server_does_not_say_what_it_does() -> None:
+    class Mute(ScriptedEngine):
+        async def server_metrics(self) -> Mapping[str, float]:
+            await asyncio.get_running_loop().create_future()
+            return {}
+
+    engine = Mute(lambda request, serial: Sample(length=1, first_s=250.0))
+    batch, _ = _first_batch(engine, Solo(), Limits(12, 0, max_running=1, stall_timeout_s=600.0))
+    assert len(batch) == 12
+    assert engine.requests == 12
+
+
+def _with_versions(version: int) -> Any:
+    class Lies(Solo):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+            [played] = await super().arun_episode(engine, data)
+            versions = [-1 if v < 0 else version for v in played.versions]
+            return [dataclasses.replace(played, versions=versions)]
+
+    return Lies()
+
+
+def test_a_token_of_the_future_is_no_token() -> None:
+    """It would never grow too old, and its lag would be below 0."""
+    with pytest.raises(ErrorBudgetSpent, match=r"a token of version 1000, and the newest is 0"):
+        _first_batch(ScriptedEngine(), _with_versions(1000), Limits(2, 0))
+
+
+def test_tokens_that_are_never_young_end_the_run() -> None:
+    """A workflow that writes version 0 for ever: from version 3 on all it plays is dropped."""
+
+    async def play() -> None:
+        engine = ScriptedEngine(lambda request, serial: Sample(length=1, token_s=1.0))
+        session = Session(engine, _with_versions(0), _rows(), Limits(2, 2))
+        for version in range(9):
+            await session.publish(WeightUpdate(version, "", UPDATE.probe))
+            await session.next_batch()
+
+    with pytest.raises(ErrorBudgetSpent, match="120 finished episodes were too old"):
+        run_virtually(play())
+
+
+def test_a_workflow_that_rejects_everything_is_named() -> None:
+    class Never:
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> None:
+            return None
+
+    words = r"Never\.arun_episode returned None for the last 40 rows, the last of them row 0:39"
+    with pytest.raises(ErrorBudgetSpent, match=words):
+        _first_batch(ScriptedEngine(), Never(), Limits(2, 0))
+
+
+def test_an_error_that_cannot_speak_costs_its_row_only() -> None:
+    class Dumb(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    class Fails(Solo):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+            if data["row"] == 1:
+                raise Dumb
+            return await super().arun_episode(engine, data)
+
+    batch, session = _first_batch(ScriptedEngine(), Fails(), Limits(2, 0))
+    assert [episode.row["row"] for episode in batch] == [0, 2]
+    assert "Dumb: (its __str__ raises ValueError)" in session._failures.by_kind["workflow"]["first"]
+
+
+def test_a_held_out_failure_is_in_no_count_of_training() -> None:
+    class Fails(Solo):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+            if data["row"] == 0:
+                raise KeyError
+            return await super().arun_episode(engine, data)
+
+    async def play() -> Session:
+        rows = [(f"valid:{i}", {"row": i}) for i in range(4)]
+        session = Session(
+            ScriptedEngine(), Solo(), _rows(), Limits(1, 0),
+            eval_workflow=Fails(), eval_rows=rows,
+        )  # fmt: skip
+        await session.publish(UPDATE)
+        await session.evaluate(0)
+        return session
+
+    session = run_virtually(play())
+    assert "counts/failed/workflow" not in session.counts
+    assert session._failures.by_kind["held-out workflow"]["count"] == 1

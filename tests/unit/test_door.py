@@ -11,6 +11,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -156,4 +157,54 @@ def test_an_evaluation_in_which_most_rows_fail_is_no_number(
     with rollouts(Workflow(), eval_workflow=Fails(), eval_rows=rows) as door:
         found = door.evaluate(0)
         with pytest.raises(ErrorBudgetSpent, match=words):
-            found.result(30.0)
+            found.result()
+
+
+def test_code_that_blocks_in_a_held_out_episode_is_named_too(
+    rollouts: Callable[..., Rollouts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arealite.rollout.door.SILENT_S", 0.5)
+    monkeypatch.setattr("arealite.rollout.door.LOOK_S", 0.1)
+    released = threading.Event()
+
+    class Blocks(Workflow):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
+            released.wait(60.0)
+            return await super().arun_episode(engine, data)
+
+    try:
+        with rollouts(
+            Workflow(),
+            stall_timeout_s=0.1,
+            eval_workflow=Blocks(),
+            eval_rows=[("valid:0", {"index": 0})],
+        ) as door:
+            door.publish(_update(0))
+            with pytest.raises(Stall, match=r"because .* does not return"):
+                door.evaluate(0).result()
+            released.set()
+    finally:
+        released.set()
+
+
+def test_user_code_that_swallows_every_cancel_does_not_hold_the_end_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("arealite.rollout.door.END_S", 0.2)
+    released = threading.Event()
+
+    class Swallows(Workflow):
+        async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
+            while not released.is_set():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.05)
+            return None
+
+    with Rollouts(ScriptedEngine(), Swallows(), _rows(), Limits(2, 0)) as ended:
+        thread = ended._thread
+        ended.publish(_update(0))
+    assert thread is not None
+    assert thread.is_alive()
+    released.set()
+    thread.join(30.0)
+    assert not thread.is_alive()

@@ -63,13 +63,16 @@ def test_a_filter_that_is_none_is_told(name: str, words: str) -> None:
 
 
 def test_concurrency_grows_while_used_and_backs_off_from_a_queue() -> None:
-    flow = Concurrency(least=8, most=20)
+    flow = Concurrency(start=8, most=20)
     assert flow.look(episodes=8, running=64, waiting=0, refused=0) == 10
     assert flow.look(episodes=9, running=64, waiting=0, refused=0) == 10  # not all of it is used
     assert flow.look(episodes=10, running=64, waiting=16, refused=0) == 12  # a short queue is good
     assert flow.look(episodes=12, running=64, waiting=17, refused=0) == 9
-    assert flow.look(episodes=9, running=64, waiting=0, refused=1) == 8  # 429, and never below 8
-    assert flow.look(episodes=8, running=64, waiting=0, refused=1) == 10  # an old 429 is forgotten
-    for _ in range(9):
-        flow.look(episodes=99, running=64, waiting=0, refused=1)
+    assert flow.look(episodes=9, running=64, waiting=0, refused=1) == 6  # 429
+    assert flow.look(episodes=6, running=64, waiting=0, refused=1) == 8  # an old 429 is forgotten
+    for refused in range(2, 12):
+        flow.look(episodes=8, running=64, waiting=0, refused=refused)
+    assert flow.limit == 1
+    for _ in range(10):
+        flow.look(episodes=99, running=64, waiting=0, refused=11)
     assert flow.limit == 20
