@@ -30,7 +30,8 @@ async def evaluate(
     limits.eval_success. pass@k: share of rows with at least one such sample, k the samples per
     row. later_tokens: share of sampled tokens that a later version than this one sampled, since
     engines take new weights while the set is played. An episode that fails is counted in `failed`
-    and is in no mean. Raises ErrorBudgetSpent when more than half fail.
+    and is in no mean, as a sample without a score (counts/unscorable_held_out) is in none. Raises
+    ErrorBudgetSpent when more than half fail.
     """
     places = asyncio.Semaphore(limits.eval_concurrency)
     episodes: list[Episode] = []

@@ -172,19 +172,16 @@ def test_code_that_blocks_in_a_held_out_episode_is_named_too(
             released.wait(60.0)
             return await super().arun_episode(engine, data)
 
-    try:
-        with rollouts(
-            Workflow(),
-            stall_timeout_s=0.1,
-            eval_workflow=Blocks(),
-            eval_rows=[("valid:0", {"index": 0})],
-        ) as door:
-            door.publish(_update(0))
-            with pytest.raises(Stall, match=r"because .* does not return"):
-                door.evaluate(0).result()
-            released.set()
-    finally:
-        released.set()
+    held_out = [("valid:0", {"index": 0})]
+    options: dict[str, Any] = {"eval_workflow": Blocks(), "eval_rows": held_out}
+    with rollouts(Workflow(), stall_timeout_s=0.1, **options) as door:
+        thread = door._thread
+        door.publish(_update(0))
+        with pytest.raises(Stall, match=r"because .* does not return"):
+            door.evaluate(0).result()
+    released.set()
+    assert thread is not None
+    thread.join(30.0)
 
 
 def test_user_code_that_swallows_every_cancel_does_not_hold_the_end_up(
