@@ -108,7 +108,7 @@ class Upkeep:
 
     def _start(self) -> None:
         """The watch begins with the first use: only then is an event loop running."""
-        if not self._tasks:
+        if not self._tasks and not self.transport.closed:
             for server in self.fleet.servers:
                 self._spawn(self._watch(server))
 

@@ -343,6 +343,7 @@ def test_closing_leaves_nothing() -> None:
             assert all(isinstance(r, asyncio.CancelledError | EngineError) for r in results)
             with pytest.raises(EngineError, match="closed"):
                 await engine.agenerate(ask(4))
+            assert not [t for t in asyncio.all_tasks() if "_watch" in repr(t)]
         while server.open:  # the server sees its clients leave
             await asyncio.sleep(0.001)
         assert len(server.bodies()) == 3

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from client_support import ask, client_of
 from embedded_support import VOCAB, Caller, Server
 
 from arealite.engines.client import RemoteEngine
+from arealite.errors import EnginesExhausted
 from arealite.training.weights import make_probe
 from arealite.types import GenerationHyperparameters, ModelRequest, WeightUpdate
 
@@ -111,6 +113,39 @@ def test_a_server_that_was_stopped_serves_again_only_with_verified_weights(
 
     asyncio.run(watched(main()))
     assert seen[-4:] == ["dead", "stale", "updating", "serving"]
+
+
+def test_a_server_that_loads_other_weights_is_quarantined_and_without_another_the_run_ends(
+    server: Server, lost: Server, folders: dict[str, Path], model: Any, new_model: Any
+) -> None:
+    """The update is skipped: the server has the old weights under the new version's name."""
+    alarms: list[str] = []
+
+    async def main() -> None:
+        addresses = [s.url.removeprefix("http://") for s in (lost, server)]
+        async with client_of(*addresses, alarm=alarms.append) as engine:
+            await engine.wait_ready(60.0)
+            post, wrong = engine._transport.post, {addresses[0]}
+
+            async def injected(to: Any, path: str, body: Mapping[str, Any]) -> Any:
+                if path == "/update_weights_from_disk" and to.address in wrong:
+                    body = {**body, "model_path": str(folders["qwen2"])}
+                return await post(to, path, body)
+
+            engine._transport.post = injected  # type: ignore[method-assign]
+            update = WeightUpdate(1, str(folders["new"]), make_probe(new_model, VOCAB))
+            assert await engine.update_weights(update) <= 1e-3
+            assert [server.state for server in engine.servers] == ["quarantined", "serving"]
+            assert len(alarms) == 1
+            assert "they differ by" in alarms[0]
+            response = await engine.agenerate(ask(7, 8, greedy=True))
+            assert response.output_versions == [1] * response.output_len
+            wrong.add(addresses[1])
+            with pytest.raises(EnginesExhausted, match="they differ by") as error:
+                await engine.update_weights(replace(update, version=2))
+            assert all(f"server {a} did not take" in str(error.value) for a in addresses)
+
+    asyncio.run(watched(main()))
 
 
 async def watched(test: Coroutine[Any, Any, None]) -> None:
