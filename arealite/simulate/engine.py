@@ -12,6 +12,7 @@ import asyncio
 import bisect
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 from arealite.errors import EngineError
 from arealite.simulate.speeds import Speeds
 from arealite.types import ModelRequest, ModelResponse, WeightUpdate
+
+NEAR_STEPS, NEAR_S = 1e-6, 1e-9
+"""What is so near its end has ended: clock and work are floating point."""
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class _Server:
     versions: list[int] = field(default_factory=lambda: [0])  # ... each version came
     timer: asyncio.TimerHandle | None = None
     idle_s: float = 0.0
-    tokens: int = 0
+    tokens: float = 0.0  # sampled so far, also of samples that have not ended
     serial: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -57,7 +61,9 @@ class _Server:
         paused = min(elapsed, self.pause_left)
         self.pause_left -= paused
         if self.running:
-            self.work += (elapsed - paused) / self.step_s
+            steps = (elapsed - paused) / self.step_s
+            self.work += steps
+            self.tokens += steps * len(self.running)
         else:
             self.idle_s += elapsed - paused
 
@@ -81,10 +87,12 @@ class _Server:
 
     def turn(self) -> None:
         """Ends what has ended, starts what has waited."""
-        self.catch_up(asyncio.get_running_loop().time())
-        while self.running and self.running[0][0] <= self.work + 1e-6:
+        now = asyncio.get_running_loop().time()
+        self.catch_up(now)
+        if self.running:  # steps so short that the clock cannot tell them apart are over, too
+            near = self.work + NEAR_STEPS + (NEAR_S + 4 * math.ulp(now)) / self.step_s
+        while self.running and self.running[0][0] <= near:
             sample = heapq.heappop(self.running)[2]
-            self.tokens += sample.length
             if not sample.ended.done():
                 sample.ended.set_result(None)
         self.fill()
@@ -163,7 +171,7 @@ class SimulatedEngine:
         for server in self._servers:
             server.catch_up(asyncio.get_running_loop().time())
         return {
-            "tokens_generated": float(sum(s.tokens for s in self._servers)),
+            "tokens_generated": sum(s.tokens for s in self._servers),
             "running": float(sum(len(s.running) for s in self._servers)),
             "waiting": float(sum(len(s.waiting) for s in self._servers)),
             "idle_s": sum(s.idle_s for s in self._servers),
