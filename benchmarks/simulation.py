@@ -20,8 +20,9 @@ from pathlib import Path
 
 from arealite.config import load
 from arealite.simulate.__main__ import scenario_of
+from arealite.simulate.outcome import Outcome
 from arealite.simulate.profile import SKIP, speeds_of
-from arealite.simulate.scenario import Outcome, simulate
+from arealite.simulate.scenario import simulate
 
 CONFIG = "examples/countdown/cpu.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from arealite.simulate.scenario import Outcome
+from arealite.simulate.outcome import Outcome
 
 WORTH = 1.10
 """Less gain than this is not worth a policy that learns from its own past."""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from arealite.config import RolloutConfig
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
 from arealite.simulate.engine import SimulatedEngine
+from arealite.simulate.outcome import Outcome
 from arealite.simulate.speeds import Speeds
-from arealite.types import Episode, ModelRequest, Probe, Trajectory, WeightUpdate
+from arealite.types import ModelRequest, Probe, Trajectory, WeightUpdate
+
+NEVER_S = 1e9
+"""Nothing that a user can set takes so long; a wait that cannot end is told after it, at once."""
+
+FILLING = 2
+"""The first eta + 2 versions fill the pipeline and are not counted."""
 
 
 @dataclass(frozen=True)
@@ -38,60 +45,8 @@ class Scenario:
         return replace(self, limits=replace(self.limits, **theirs), **ours)
 
 
-@dataclass
-class Outcome:
-    """What came of it. Token counts by lag; seconds are virtual."""
-
-    seconds: float = 0.0
-    samples: int = 0
-    tokens: int = 0
-    trained: int = 0
-    masked: int = 0
-    generated: int = 0
-    trainer_idle_s: float = 0.0
-    engine_idle_s: float = 0.0
-    n_servers: int = 1
-    lags: Counter[int] = field(default_factory=Counter)
-    counts: Mapping[str, float] = field(default_factory=dict)
-    long_trained: int = 0
-
-    @property
-    def samples_per_s(self) -> float:
-        return self.samples / self.seconds
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.trained / self.seconds
-
-    @property
-    def trainer_idle(self) -> float:
-        """Share of the time in which the trainer waits for a batch."""
-        return self.trainer_idle_s / self.seconds
-
-    @property
-    def engine_idle(self) -> float:
-        """Share of the time in which a server has nothing to decode."""
-        return self.engine_idle_s / self.seconds / self.n_servers
-
-    @property
-    def wasted(self) -> float:
-        """Share of the sampled tokens that were not and will not be trained: masked or dropped."""
-        return 1.0 - self.trained / self.generated if self.generated else 0.0
-
-    @property
-    def worst_lag(self) -> int:
-        return max(self.lags, default=0)
-
-    @property
-    def mean_lag(self) -> float:
-        return sum(lag * n for lag, n in self.lags.items()) / max(1, self.trained)
-
-
 class _Workflow:
     """A group of requests whose lengths were drawn with the row."""
-
-    def __init__(self, reward_s: float) -> None:
-        self._reward_s = reward_s
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
         requests = [
@@ -110,8 +65,8 @@ class _Workflow:
             responses = [await engine.agenerate(requests[0])]
         else:
             responses = await asyncio.gather(*map(engine.agenerate, requests))
-        if self._reward_s:
-            await asyncio.sleep(self._reward_s * len(responses))
+        if data["scoring"]:
+            await asyncio.sleep(data["scoring"] * len(responses))
         return [Trajectory.from_response(response, 1.0) for response in responses]
 
 
@@ -121,17 +76,16 @@ def simulate(scenario: Scenario) -> Outcome:
 
 
 async def _play(scenario: Scenario) -> Outcome:
-    limits, speeds = scenario.limits, scenario.speeds
+    limits, speeds = replace(scenario.limits, stall_timeout_s=NEVER_S), scenario.speeds
     engine = SimulatedEngine(speeds, scenario.n_servers, scenario.slots)
     dropped: Any = _Dropped()
-    session = Session(
-        engine, _Workflow(speeds.reward_s), _rows(scenario), limits, transcripts=dropped
-    )
+    session = Session(engine, _Workflow(), _rows(scenario), limits, transcripts=dropped)
     await session.wait_ready()
     await session.publish(_update(0))
+    max_lag = RolloutConfig(max_head_offpolicyness=limits.eta, late=limits.late).max_trained_lag
     now = asyncio.get_running_loop().time
     outcome = Outcome(n_servers=scenario.n_servers)
-    skip = min(limits.eta + 1, scenario.versions // 4)  # the first versions fill the pipeline
+    skip = min(limits.eta + FILLING, scenario.versions // 2)
     started, idle = now(), 0.0
     for version in range(scenario.versions):
         if version == skip:
@@ -142,7 +96,7 @@ async def _play(scenario: Scenario) -> Outcome:
         waited = now()
         episodes = await session.next_batch()
         outcome.trainer_idle_s += now() - waited
-        samples = _book(outcome, episodes, version, None if limits.late == "keep" else limits.eta)
+        samples = outcome.book(episodes, version, max_lag)
         await asyncio.sleep(speeds.train_s + samples * speeds.train_per_sample_s)
         await session.publish(_update(version + 1))
     metrics = await engine.server_metrics()
@@ -165,24 +119,6 @@ class _Dropped:
             self.tokens += sum(t.sampled for t in trajectories)
 
 
-def _book(outcome: Outcome, episodes: Sequence[Episode], version: int, eta: int | None) -> int:
-    """The lag of each token, masked as data.batch.to_batch does; returns the samples trained."""
-    samples = 0
-    for episode in episodes:
-        for trajectory in episode.trajectories:
-            samples += 1
-            lags = Counter(version - v for v in trajectory.versions if v >= 0)
-            for lag, n in lags.items():
-                if eta is None or lag <= eta:
-                    outcome.lags[lag] += n
-                    outcome.trained += n
-                else:
-                    outcome.masked += n
-        outcome.long_trained += bool(episode.row["long"])
-    outcome.samples += samples
-    return samples
-
-
 def _rows(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
     chance, speeds = Random(scenario.seed), scenario.speeds
     for index in itertools.count():
@@ -192,6 +128,7 @@ def _rows(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
             "id": str(index),
             "long": is_long,
             "lengths": lengths,
+            "scoring": speeds.scoring(chance),
             "prefill": speeds.prompt_tokens,
             "fails": chance.random() < speeds.failed,
         }

@@ -22,7 +22,8 @@ class Speeds:
         the logarithm. long_share, long_factor: this share of the episodes is so many times longer.
     groups: measured completion lengths, one sequence per episode; where they are given they are
         drawn from, and the log-normal distribution is not used.
-    reward_s: scoring one sample. train_per_sample_s: trainer's time per trained sample, all that
+    reward_s, reward_sigma: scoring one sample, log-normal over the episodes as lengths are.
+    train_per_sample_s: trainer's time per trained sample, all that
         is not waiting or publishing. train_s: the same per version, whatever the batch.
     publish_s: engines stand still so long for new weights. failed: share of episodes that fail.
     """
@@ -37,6 +38,7 @@ class Speeds:
     long_factor: float = 1.0
     groups: Sequence[Sequence[int]] = ()
     reward_s: float = 0.0
+    reward_sigma: float = 0.0
     train_s: float = 0.0
     train_per_sample_s: float = 2.6e-3
     publish_s: float = 0.025
@@ -49,9 +51,14 @@ class Speeds:
             group = chance.choice(self.groups)
             drawn = [float(group[i % len(group)]) for i in range(n)]
         else:
-            location = math.log(self.length_mean) - self.length_sigma**2 / 2
-            drawn = [chance.lognormvariate(location, self.length_sigma) for _ in range(n)]
+            drawn = [_log_normal(chance, self.length_mean, self.length_sigma) for _ in range(n)]
         return [max(1, min(round(factor * length), most)) for length in drawn]
+
+    def scoring(self, chance: Random) -> float:
+        """Seconds that it takes to score one sample of an episode."""
+        if not self.reward_s or not self.reward_sigma:
+            return self.reward_s
+        return _log_normal(chance, self.reward_s, self.reward_sigma)
 
     def changed(self, given: Sequence[str]) -> Speeds:
         """With `name=value` texts applied. Raises ConfigError."""
@@ -69,3 +76,7 @@ class Speeds:
                 raise ConfigError(f"--set {text}: {value!r} must be a number from 0 up")
             changes[name] = int(number) if name == "prompt_tokens" else number
         return replace(self, **changes)
+
+
+def _log_normal(chance: Random, mean: float, sigma: float) -> float:
+    return chance.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)

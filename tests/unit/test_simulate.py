@@ -12,8 +12,9 @@ from arealite.rollout.limits import Limits
 from arealite.rollout.staleness import Late
 from arealite.simulate.clock import run_virtually
 from arealite.simulate.engine import SimulatedEngine
+from arealite.simulate.outcome import Outcome
 from arealite.simulate.report import Setting, advice, table
-from arealite.simulate.scenario import Outcome, Scenario, simulate
+from arealite.simulate.scenario import Scenario, simulate
 from arealite.simulate.speeds import Speeds
 from arealite.types import ModelRequest, Probe, WeightUpdate
 
@@ -109,6 +110,31 @@ def test_new_weights_arrive_between_two_steps_and_the_server_stands_still_for_th
     assert run_virtually(play()) == ([0, 0, 0, 1, 1, 1], pytest.approx(8.0))
 
 
+def test_tokens_are_counted_while_they_are_sampled() -> None:
+    """Two samples for 3 steps, 2 s of new weights in which nothing is sampled, 2 steps more."""
+
+    async def play() -> list[float]:
+        engine = SimulatedEngine(Speeds(step_s=1.0, step_per_sample_s=0.0, publish_s=2.0))
+        asked = asyncio.gather(
+            engine.agenerate(_request(9, rid="a")), engine.agenerate(_request(6))
+        )
+        counted = []
+        for seconds in (3.0, 2.0):
+            await asyncio.sleep(seconds)
+            counted.append((await engine.server_metrics())["tokens_generated"])
+            if len(counted) == 1:
+                await engine.update_weights(WeightUpdate(0, "", Probe((0,), (), 1.0)))
+        await asked
+        return [*counted, (await engine.server_metrics())["tokens_generated"]]
+
+    assert run_virtually(play()) == pytest.approx([6.0, 10.0, 15.0])
+
+
+def test_steps_that_the_clock_cannot_tell_apart_end_all_the_same() -> None:
+    speeds = Speeds(step_s=1e-20, step_per_sample_s=0.0, prefill_per_token_s=0.0)
+    assert _ends(speeds, 1, (1e6, _request(5)), (1e6, _request(7))) == pytest.approx([1e6, 1e6])
+
+
 # --- whole runs
 
 
@@ -151,20 +177,21 @@ def _heavy(late: Late) -> Outcome:
 def test_mask_keeps_the_bound_and_trains_the_long_ones() -> None:
     outcome = _heavy("mask")
     assert outcome.worst_lag <= 2
+    assert outcome.masked > 0.3 * outcome.generated
     share = outcome.long_trained / outcome.samples
     assert share == pytest.approx(0.05, rel=0.2)
 
 
 def test_drop_keeps_the_bound_and_loses_the_long_ones() -> None:
     outcome = _heavy("drop")
-    assert outcome.worst_lag <= 2
+    assert (outcome.worst_lag, outcome.masked) == (2, 0)
     assert outcome.long_trained < 0.2 * 0.05 * outcome.samples
     assert outcome.counts["counts/dropped_stale"] > 0
 
 
 def test_wait_keeps_both_and_takes_the_time() -> None:
     outcome = _heavy("wait")
-    assert outcome.worst_lag <= 2
+    assert (outcome.worst_lag, outcome.masked) == (2, 0)
     assert outcome.long_trained / outcome.samples == pytest.approx(0.05, rel=0.2)
     assert outcome.wasted == 0.0
     assert outcome.samples_per_s < 0.5 * _heavy("mask").samples_per_s
@@ -174,11 +201,18 @@ def test_keep_has_no_bound() -> None:
     assert _heavy("keep").worst_lag > 10
 
 
+@pytest.mark.parametrize("late", ["mask", "wait"])
+def test_long_answers_and_slow_scores_are_no_stall(late: Late) -> None:
+    """Nothing ends for 1000 s, a score takes 2000 s: longer than rollout.stall_timeout_s."""
+    speeds = STEADY.changed(["length_mean=1000", "reward_s=2000"])
+    assert _run(1, late, speeds, versions=12, max_new_tokens=2000).worst_lag <= 1
+
+
 def test_failures_cost_their_own_places_only() -> None:
     outcome = _run(2, speeds=STEADY.changed(["failed=0.2", "length_sigma=0.5"]), versions=100)
     assert outcome.counts["counts/failed"] > 0
     assert outcome.worst_lag <= 2
-    assert outcome.samples == 16 * (100 - 3)
+    assert outcome.samples == 16 * (100 - 2 - 2)
 
 
 def test_a_simulation_repeats_itself() -> None:
