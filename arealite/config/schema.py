@@ -296,8 +296,8 @@ class Config:
     seed: int = opt(1, "fixes the order of rows and all random streams")
     deterministic: bool = opt(
         False,
-        "two runs are bit-identical: a seed per sample, batches in order of admission, weights "
-        "change when nothing runs; slower",
+        "two runs are bit-identical, unless the workflow lets time decide (docs/staleness.md): a "
+        "seed per sample, batches in order of admission, weights change when nothing runs; slower",
     )
     tokenizer_path: str = opt("${actor.path}", "tokenizer; by default the model's own")
     total_train_epochs: int = opt(1, "passes over the rows")
