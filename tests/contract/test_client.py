@@ -370,7 +370,7 @@ def test_what_hangs_is_sent_again_elsewhere_at_once() -> None:
 def test_only_what_the_lost_server_owes_is_taken_back_and_it_may_return() -> None:
     async def test(first: FakeServer, second: FakeServer) -> None:
         alarms: list[str] = []
-        async with client_of(first, second, server_timeout_s=1.0, alarm=alarms.append) as engine:
+        async with client_of(first, second, server_timeout_s=4.0, alarm=alarms.append) as engine:
             await engine.update_weights(UPDATE)
             first.always[GENERATE] = first.always["/get_model_info"] = hangs
             second.next[GENERATE].append(hangs)
