@@ -195,6 +195,7 @@ def test_a_server_without_the_trainers_weights_serves_nothing(
             assert (await engine.server_metrics())["serving"] == 1.0
         assert len(good.bodies()) == 1 + 4, "the probe, and all requests"
         assert len(bad.bodies(PAUSE)) == 2, "it was told to load once more"
+        assert len(alarms) == 1, alarms
         (alarm,) = alarms
         assert re.match(f"server {bad.address} .*version 3: .*{words}.*; it serves nothing", alarm)
 
@@ -385,9 +386,9 @@ def test_only_what_the_lost_server_owes_is_taken_back_and_it_may_return() -> Non
                 await asyncio.sleep(0.01)
             assert len(first.bodies(LOAD)) == 2
             held.cancel()
-        (alarm,) = alarms
+        (alarm,) = [told for told in alarms if first.address in told]  # a slow machine tells more
         assert "is lost: " in alarm
-        assert "did not answer GET /get_model_info within 1 s" in alarm
+        assert "did not answer GET /get_model_info within 4 s" in alarm
 
     run(test)
 
