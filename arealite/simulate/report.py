@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ WORTH = 1.10
 """Less gain than this is not worth a policy that learns from its own past."""
 ENOUGH = 0.97
 """Within this of the best, the less stale setting is taken."""
+WASTE = 0.05
+"""Where a larger share of the sampled tokens is wasted, the advice says so."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +41,7 @@ def table(outcomes: Mapping[Setting, Outcome]) -> Iterator[str]:
         shares = " ".join(f"{lag}:{n / max(1, o.trained):.0%}" for lag, n in sorted(o.lags.items()))
         yield (
             f"{setting.n_servers:7d} {setting.batch_size:5d} {setting.eta:3d} | "
-            f"{o.samples_per_s:9.1f} {o.tokens_per_s:13.0f} | "
+            f"{_three(o.samples_per_s):>9} {_three(o.tokens_per_s):>13} | "
             f"{o.trainer_idle:13.0%} {o.engine_idle:6.0%} | "
             f"{o.mean_lag:9.2f} {o.worst_lag:5d} | {o.wasted:6.1%} | {shares}"
         )
@@ -47,26 +50,48 @@ def table(outcomes: Mapping[Setting, Outcome]) -> Iterator[str]:
 def advice(outcomes: Mapping[Setting, Outcome]) -> str:
     """One sentence: the least stale and smallest setting that is nearly as fast as the best.
 
-    Staleness costs learning that no simulation of speeds can see, so it has to earn its place.
+    Fast is what trains many tokens a second: what is sampled and wasted, or a sample of which one
+    token is left, teaches little. Staleness costs learning that no simulation of speeds can see,
+    so it has to earn its place: synchronous it stays where the best is not WORTH times as fast.
     """
-    best = max(outcomes.values(), key=lambda o: o.samples_per_s).samples_per_s
-    good = [s for s, o in outcomes.items() if o.samples_per_s >= ENOUGH * best]
+    speeds = {setting: o.tokens_per_s for setting, o in outcomes.items()}
+    best = max(speeds.values())
+    good = [s for s, speed in speeds.items() if speed >= ENOUGH * best]
     chosen = min(good, key=lambda s: (s.n_servers, s.eta, s.batch_size))
-    synchronous = [
-        (o.samples_per_s, s)
-        for s, o in outcomes.items()
-        if s.eta == 0 and s.n_servers <= chosen.n_servers
-    ]
+    synchronous = [s for s in speeds if s.eta == 0 and s.n_servers <= chosen.n_servers]
     if not synchronous:
-        return f"take {chosen.overrides()}: {outcomes[chosen].samples_per_s:.1f} samples/s"
-    speed, setting = max(synchronous, key=lambda pair: pair[0])
-    gain = outcomes[chosen].samples_per_s / speed
-    if gain < WORTH:
+        return f"take {_told(chosen, outcomes)}; {_faster(best / speeds[chosen])}"
+    fastest = max(speeds[s] for s in synchronous)
+    if best / fastest >= WORTH:
         return (
-            f"stay synchronous, {setting.overrides()}: {speed:.1f} samples/s; nothing in this grid "
-            f"is more than {gain - 1:.0%} faster, and on-policy data learns best"
+            f"take {_told(chosen, outcomes)}, {speeds[chosen] / fastest:.2f} times the fastest "
+            f"synchronous setting on at most {chosen.n_servers} server(s); "
+            f"{_faster(best / speeds[chosen])}"
         )
+    least = max(ENOUGH * fastest, best / WORTH)
+    stay = min(s for s in synchronous if speeds[s] == fastest or speeds[s] > least)
     return (
-        f"take {chosen.overrides()}: {outcomes[chosen].samples_per_s:.1f} samples/s, {gain:.2f} "
-        f"times the synchronous {speed:.1f}"
+        f"stay synchronous, {_told(stay, outcomes)}; {_faster(best / speeds[stay])}, and on-policy "
+        "data learns best"
     )
+
+
+def _told(setting: Setting, outcomes: Mapping[Setting, Outcome]) -> str:
+    o = outcomes[setting]
+    waste = f", {o.wasted:.0%} of what it samples is wasted for its age" if o.wasted > WASTE else ""
+    return (
+        f"{setting.overrides()}: {_three(o.samples_per_s)} samples/s, "
+        f"{_three(o.tokens_per_s)} trained tokens/s{waste}"
+    )
+
+
+def _faster(gain: float) -> str:
+    """gain: the best in the grid over what is advised."""
+    percent = math.ceil((gain - 1) * 100 - 1e-9)
+    more = f"more than {percent}% " if percent > 0 else ""
+    return f"nothing in this grid trains tokens {more}faster"
+
+
+def _three(rate: float) -> str:
+    """Three digits that count, and all that stand before the point."""
+    return f"{rate:.0f}" if rate >= 99.95 else f"{rate:#.3g}"

@@ -13,7 +13,6 @@ from arealite.rollout.staleness import Late
 from arealite.simulate.clock import run_virtually
 from arealite.simulate.engine import SimulatedEngine
 from arealite.simulate.outcome import Outcome
-from arealite.simulate.report import Setting, advice, table
 from arealite.simulate.scenario import Scenario, simulate
 from arealite.simulate.speeds import Speeds
 from arealite.types import ModelRequest, Probe, WeightUpdate
@@ -220,34 +219,7 @@ def test_a_simulation_repeats_itself() -> None:
     assert (first.seconds, first.lags, first.counts) == (second.seconds, second.lags, second.counts)
 
 
-# --- advice
-
-
-def _outcome(samples_per_s: float) -> Outcome:
-    return Outcome(seconds=1.0, samples=int(samples_per_s), trained=1, generated=1)
-
-
-def test_a_small_gain_is_not_worth_staleness() -> None:
-    grid = {Setting(1, 8, 0): _outcome(100), Setting(1, 8, 1): _outcome(109)}
-    assert advice(grid).startswith("stay synchronous, rollout.max_head_offpolicyness=0")
-    assert "more than 9% faster" in advice(grid)
-
-
-def test_of_equals_the_least_stale_is_advised() -> None:
-    grid = {Setting(1, 8, eta): _outcome(v) for eta, v in ((0, 100), (1, 180), (2, 184), (4, 185))}
-    assert advice(grid).startswith("take rollout.max_head_offpolicyness=1 ")
-    assert "1.80 times the synchronous 100.0" in advice(grid)
-
-
-def test_a_server_more_has_to_earn_its_place() -> None:
-    grid = {Setting(n, 8, 1): _outcome(v) for n, v in ((1, 100), (2, 150), (4, 152))}
-    assert "rollout.n_servers=2: 150.0 samples/s" in advice(grid)
-
-
-def test_the_table_has_a_line_per_setting() -> None:
-    lines = list(table({Setting(1, 8, 1): _run(1), Setting(1, 8, 0): _run(0)}))
-    assert len(lines) == 3
-    assert lines[1].startswith("      1     8   0 |")
+# --- bad input
 
 
 @pytest.mark.parametrize(
