@@ -94,6 +94,18 @@ async def branches_of_gathers(engine: SeededEngine, times: random.Random) -> lis
     return [s for of in await asyncio.gather(*[branch() for _ in range(3)]) for s in of]
 
 
+async def branches_with_seeds(engine: SeededEngine, times: random.Random) -> list[int]:
+    """What tells the branches apart is the seed that each gives itself."""
+
+    async def branch(number: int) -> int:
+        await asyncio.sleep(times.random())
+        own = ModelRequest([7], GenerationHyperparameters(seed=number))
+        await engine.agenerate(own)
+        return await one(engine, 8)
+
+    return await asyncio.gather(*[branch(i) for i in range(4)])
+
+
 async def branches_that_begin_late(engine: SeededEngine, times: random.Random) -> list[int]:
     """Each prompt is a branch's own, so it does not matter who comes first."""
 
@@ -135,6 +147,7 @@ def samples(play: Play, jitter: int, seed: int = 1, row: str = "0:0") -> list[in
         branches_of_one_prompt,
         branches_of_one_request,
         branches_of_gathers,
+        branches_with_seeds,
         branches_that_begin_late,
         late_branches_of_one_prompt,
         coroutines_awaited_one_by_one,
