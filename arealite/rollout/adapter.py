@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from arealite.errors import WorkflowError
 from arealite.types import Trajectory
 
 _REQUIRED = ("input_ids", "loss_mask", "logprobs", "versions", "rewards")
+ROUNDING = 1e-3
+"""So far above 0 may a log-probability be that an engine computed in few bits, in nats."""
+
+_BREAKS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "input_ids": (lambda x: ((x * 1) % 1 != 0) | (x < 0), "a whole number, 0 or more"),
+    "attention_mask": (lambda x: (x != 0) & (x != 1), "0 or 1"),
+    "loss_mask": (lambda x: (x != 0) & (x != 1), "0 or 1"),
+    "versions": (lambda x: (x * 1) % 1 != 0, "a whole number"),
+    "logprobs": (lambda x: x > ROUNDING, "a log-probability, at most 0"),
+}
+"""(whether an entry breaks its field's rule, the rule); for a tensor at once, or for one number."""
 
 
 def to_trajectories(result: Any) -> Sequence[Trajectory]:
@@ -50,27 +61,52 @@ def _from_tensors(result: Mapping[str, Any]) -> Sequence[Trajectory]:
     for name, rows in columns.items():
         if len(rows) != n:
             raise WorkflowError(f"{name} has {len(rows)} rows, input_ids has {n}")
-    trajectories = []
-    for row in range(n):
-        length = len(columns["input_ids"][row])
-        if "attention_mask" in columns:  # padding is told apart by the mask, never by an id
-            mask = [int(m) for m in columns["attention_mask"][row]]
-            length = sum(mask)
-            if mask != [1] * length + [0] * (len(mask) - length):
-                raise WorkflowError(f"attention_mask, row {row}: padding must stand on the right")
-        try:
-            trajectories.append(
-                Trajectory(
-                    tokens=columns["input_ids"][row][:length],
-                    loss_mask=[int(m) for m in columns["loss_mask"][row][:length]],
-                    logprobs=columns["logprobs"][row][:length],
-                    versions=columns["versions"][row][:length],
-                    reward=columns["rewards"][row],
-                )
-            )
-        except ValueError as error:
-            raise WorkflowError(f"trajectory {row} of the returned dict: {error}") from None
-    return trajectories
+    lengths = [len(ids) for ids in columns["input_ids"]]
+    if "attention_mask" in columns:  # padding is told apart by the mask, never by an id
+        lengths = [_length(row, mask) for row, mask in enumerate(columns["attention_mask"])]
+    for name in (name for name in _BREAKS if name in columns):
+        _check(name, result[name], columns[name], lengths)
+    return [_row(columns, row, length) for row, length in enumerate(lengths)]
+
+
+def _length(row: int, mask: Sequence[Any]) -> int:
+    """How many tokens come before the padding."""
+    length = sum(map(bool, mask))
+    if list(map(bool, mask)) != [True] * length + [False] * (len(mask) - length):
+        raise WorkflowError(f"attention_mask, row {row}: padding must stand on the right")
+    return length
+
+
+def _check(name: str, tensor: Any, rows: Sequence[Any], lengths: Sequence[int]) -> None:
+    """Whether all entries before the padding keep the field's rule; the first that does not is
+    looked for only where the tensor as a whole, which costs little, holds one."""
+    breaks, rule = _BREAKS[name]
+    try:
+        if not bool(breaks(tensor).any()):
+            return
+        for row, length in enumerate(lengths):
+            for place, entry in enumerate(rows[row][:length]):
+                if breaks(entry):
+                    where = f"{name}, row {row}, token {place}"
+                    raise WorkflowError(f"{where} is {entry!r}, it must be {rule}")
+    except (TypeError, RuntimeError) as error:
+        raise WorkflowError(f"{name} cannot be read as numbers: {error}") from None
+
+
+def _row(columns: Mapping[str, list[Any]], row: int, length: int) -> Trajectory:
+    def whole(name: str) -> list[int]:
+        return [int(entry) for entry in columns[name][row][:length]]
+
+    try:
+        return Trajectory(
+            tokens=whole("input_ids"),
+            loss_mask=whole("loss_mask"),
+            logprobs=columns["logprobs"][row][:length],
+            versions=whole("versions"),
+            reward=columns["rewards"][row],
+        )
+    except ValueError as error:
+        raise WorkflowError(f"trajectory {row} of the returned dict: {error}") from None
 
 
 def _column(name: str, value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,11 @@ def _tensors(**changes: Any) -> dict[str, Any]:
         "versions": torch.tensor([[-1, -1, 3, -1], [-1, -1, 3, 4]]),
         "rewards": torch.tensor([1.0, 0.5]),
     } | changes
+
+
+def _with(first: float, second: float) -> torch.Tensor:
+    """A column whose first row begins with these."""
+    return torch.tensor([[first, second, 1, 0], [0, 0, 1, 1]])
 
 
 def test_trajectories_pass_as_they_are() -> None:
@@ -58,6 +64,30 @@ def test_the_variations_that_areals_workflows_show() -> None:
     assert [len(t.tokens) for t in to_trajectories(bare)] == [4, 4]
 
 
+def test_what_stands_in_the_padding_is_nobodys_business() -> None:
+    columns = _tensors(
+        input_ids=torch.tensor([[5, 6, 7, -100], [5, 6, 8, 9]]),
+        loss_mask=torch.tensor([[0, 0, 1, -100], [0, 0, 1, 1]]),
+        logprobs=torch.tensor([[0.0, 0.0, -1.0, 9.0], [0.0, 0.0, -2.0, -0.5]]),
+        versions=torch.tensor([[-1, -1, 3, 0.5], [-1, -1, 3, 4]]),
+    )
+    assert to_trajectories(columns) == to_trajectories(_tensors())
+
+
+def test_whole_numbers_may_come_as_floats_and_numpy_arrays() -> None:
+    exact = to_trajectories(_tensors())
+    for name in ("input_ids", "attention_mask", "loss_mask", "versions"):
+        played = to_trajectories(_tensors(**{name: _tensors()[name].float()}))
+        assert played == exact
+        assert all(type(token) is int for t in played for token in [*t.tokens, *t.versions])
+    assert to_trajectories({name: column.numpy() for name, column in _tensors().items()}) == exact
+
+
+def test_a_log_probability_may_be_rounded_above_0() -> None:
+    columns = _tensors(logprobs=torch.tensor([[0.0, 0.0, 0.0009, 0.0], [0.0, 0.0, -2.0, -0.5]]))
+    assert to_trajectories(columns)[0].logprobs[2] > 0
+
+
 @pytest.mark.parametrize(
     ("result", "words"),
     [
@@ -86,6 +116,26 @@ def test_the_variations_that_areals_workflows_show() -> None:
             _tensors(attention_mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])),
             "row 0: padding must stand on the right",
         ),
+        (
+            _tensors(input_ids=_with(5.0, 6.5)),
+            r"input_ids, row 0, token 1 is 6\.5, .* whole number",
+        ),
+        (_tensors(input_ids=_with(5, -6)), "input_ids, row 0, token 1 is -6, .* 0 or more"),
+        (_tensors(input_ids=_with(5.0, float("inf"))), "input_ids, row 0, token 1 is inf"),
+        (
+            _tensors(loss_mask=_with(0.0, 0.9)),
+            r"loss_mask, row 0, token 1 is 0\.8.*, it must be 0 or 1",
+        ),
+        (_tensors(loss_mask=_with(0, 255)), "loss_mask, row 0, token 1 is 255"),
+        (_tensors(attention_mask=torch.full((2, 4), 2)), "attention_mask, row 0, token 0 is 2"),
+        (_tensors(versions=_with(-1.0, 0.5)), r"versions, row 0, token 1 is 0\.5"),
+        (_tensors(versions=torch.full((2, 4), float("nan"))), "versions, row 0, token 0 is nan"),
+        (_tensors(logprobs=_with(0.0, 0.5)), r"logprobs, row 0, token 1 is 0\.5, .* at most 0"),
+        (
+            _tensors(logprobs=torch.tensor([[0.0] * 4, [0.0, 0.0, -1.0, 3.0]])),
+            r"logprobs, row 1, token 3 is 3\.0",
+        ),
+        (_tensors(versions=np.full((2, 4), "a")), "versions cannot be read as numbers"),
         ({name: column[:0] for name, column in _tensors().items()}, "no rows"),
     ],
 )
