@@ -54,6 +54,9 @@ def load_filter(reference: str) -> Callable[[Episode], bool]:
     function = load_object(reference)
     rule = "a filter is called as should_accept(episode) and returns whether it is trained"
     _check_call(function, reference, (None,), rule)
+    call = getattr(function, "__call__", None)  # noqa: B004 - an object may be a filter, too
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+        raise ConfigError(f"{reference} is async; write `def should_accept(episode)`")
     return cast(Callable[[Episode], bool], function)
 
 

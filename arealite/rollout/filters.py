@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 
+from arealite.errors import ConfigError
 from arealite.loading import load_filter
 from arealite.types import Episode
 
@@ -28,6 +30,27 @@ SHIPPED: dict[str, Keep] = {"equal_rewards": rewards_differ, "overlong": any_com
 
 
 def keep_of(names: Sequence[str]) -> Keep:
-    """What passes all of them. Raises ConfigError for a name that is neither shipped nor code."""
-    filters = [SHIPPED[name] if name in SHIPPED else load_filter(name) for name in names]
-    return lambda episode: all(passes(episode) for passes in filters)
+    """What passes all of them. Raises ConfigError for a name that is neither shipped nor code;
+    and keep does, for a filter that raises or that answers neither True nor False."""
+    filters = {name: SHIPPED[name] if name in SHIPPED else load_filter(name) for name in names}
+    return lambda episode: all(_passes(name, filters[name], episode) for name in filters)
+
+
+def _passes(name: str, function: Keep, episode: Episode) -> bool:
+    """A user's code may raise anything, or end the interpreter, or answer anything."""
+    row = f"for row {episode.sample_id}"
+    try:
+        answer: object = function(episode)
+    except (Exception, SystemExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"filter {name} raised {type(error).__name__}: {error} "
+            f"({frame.filename}, line {frame.lineno}) {row}"
+        ) from error
+    # numpy's own truth value is no bool, and numpy is not imported for it
+    if not isinstance(answer, bool) and type(answer).__name__ not in ("bool", "bool_"):
+        raise ConfigError(
+            f"filter {name} returned {answer!r} {row}; it returns True, which trains the episode, "
+            "or False"
+        )
+    return bool(answer)

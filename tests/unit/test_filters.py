@@ -62,6 +62,45 @@ def test_a_filter_that_is_none_is_told(name: str, words: str) -> None:
         keep_of([name])
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "async def should_accept(episode):\n    return False\n",
+        "class Filter:\n    async def __call__(self, episode):\n        return False\n"
+        "should_accept = Filter()\n",
+    ],
+)
+def test_an_async_filter_is_refused_before_anything_runs(tmp_path: Path, code: str) -> None:
+    """Its answer would be a coroutine, which is true: everything would be kept."""
+    (file := tmp_path / "waits.py").write_text(code)
+    with pytest.raises(ConfigError, match=r"waits\.py:should_accept is async; write `def should"):
+        keep_of([f"{file}:should_accept"])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return episode.row['level'] > 1", r"raised KeyError: 'level' \(.*, line 2\) for row 0:0"),
+        ("raise SystemExit(3)", r"raised SystemExit: 3 \(.*, line 2\) for row 0:0"),
+        ("pass", "returned None for row 0:0; it returns True, which trains the episode, or False"),
+        ("return 0.0", r"returned 0\.0 for row 0:0"),
+        ("return 'no'", "returned 'no' for row 0:0"),
+    ],
+)
+def test_a_filter_that_breaks_is_named_with_its_row(tmp_path: Path, body: str, words: str) -> None:
+    (file := tmp_path / "breaks.py").write_text(f"def should_accept(episode):\n    {body}\n")
+    keep = keep_of([f"{file}:should_accept"])
+    with pytest.raises(ConfigError, match=rf"^filter .*breaks\.py:should_accept {words}"):
+        keep(_episode((1.0, False)))
+
+
+@pytest.mark.parametrize("true", [True, False])
+def test_numpys_truth_values_are_answers(tmp_path: Path, true: bool) -> None:
+    code = f"import numpy as np\ndef should_accept(episode):\n    return np.bool_({true})\n"
+    (file := tmp_path / "counts.py").write_text(code)
+    assert keep_of([f"{file}:should_accept"])(_episode((1.0, False))) is true
+
+
 def test_concurrency_grows_while_used_and_backs_off_from_a_queue() -> None:
     flow = Concurrency(start=8, most=20)
     assert flow.look(episodes=8, running=64, waiting=0, refused=0) == 10
