@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from arealite.config import RolloutConfig
+from arealite.errors import ConfigError, ErrorBudgetSpent
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
@@ -71,15 +72,30 @@ class _Workflow:
 
 
 def simulate(scenario: Scenario) -> Outcome:
-    """Plays it. Raises what the real run would raise, such as Stall."""
-    return run_virtually(_play(scenario))
+    """Plays it. Raises ConfigError where so many episodes fail or are filtered that a run ends."""
+    try:
+        return run_virtually(_play(scenario))
+    except ErrorBudgetSpent:
+        speeds = scenario.speeds
+        raise ConfigError(
+            f"with failed={speeds.failed:.2g} and filtered={speeds.filtered:.2g}, the shares of "
+            "simulated episodes that fail and that a filter rejects, the simulated run ended as a "
+            "real one would: too many in a row or of the last 64; give smaller ones with --set"
+        ) from None
 
 
 async def _play(scenario: Scenario) -> Outcome:
     limits, speeds = replace(scenario.limits, stall_timeout_s=NEVER_S), scenario.speeds
     engine = SimulatedEngine(speeds, scenario.n_servers, scenario.slots)
     dropped: Any = _Dropped()
-    session = Session(engine, _Workflow(), _rows(scenario), limits, transcripts=dropped)
+    session = Session(
+        engine,
+        _Workflow(),
+        _rows(scenario),
+        limits,
+        keep=lambda episode: not episode.row["filtered"],
+        transcripts=dropped,
+    )
     await session.wait_ready()
     await session.publish(_update(0))
     max_lag = RolloutConfig(max_head_offpolicyness=limits.eta, late=limits.late).max_trained_lag
@@ -124,13 +140,15 @@ def _rows(scenario: Scenario) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for index in itertools.count():
         is_long = chance.random() < speeds.long_share
         lengths = speeds.lengths(chance, scenario.n_samples, scenario.max_new_tokens, is_long)
+        scoring, fate = speeds.scoring(chance), chance.random()
         row = {
             "id": str(index),
             "long": is_long,
             "lengths": lengths,
-            "scoring": speeds.scoring(chance),
+            "scoring": scoring,
             "prefill": speeds.prompt_tokens,
-            "fails": chance.random() < speeds.failed,
+            "fails": fate < speeds.failed,
+            "filtered": fate < speeds.failed + speeds.filtered,
         }
         yield f"0:{index}", row
 

@@ -214,6 +214,25 @@ def test_failures_cost_their_own_places_only() -> None:
     assert outcome.samples == 16 * (100 - 2 - 2)
 
 
+@pytest.mark.parametrize(("refill", "size"), [(True, 16.0), (False, 12.0)])
+def test_what_a_filter_rejects_is_replaced_or_leaves_the_batch_smaller(
+    refill: bool, size: float
+) -> None:
+    speeds = STEADY.changed(["filtered=0.25"])
+    outcome = _run(1, speeds=speeds, versions=200, refill=refill)
+    counts = outcome.counts
+    assert outcome.samples / (200 - 1 - 2) == pytest.approx(size, rel=0.03)
+    assert counts["counts/filtered"] / counts["counts/admitted"] == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_versions_that_fill_the_pipeline_are_not_counted() -> None:
+    """Whatever the staleness, few versions tell what many tell."""
+    speeds = STEADY.changed(["train_s=5", "train_per_sample_s=0", "length_sigma=0.3"])
+    few, many = (_run(4, speeds=speeds, versions=versions) for versions in (24, 400))
+    assert few.samples == 16 * (24 - 6)
+    assert few.samples_per_s == pytest.approx(many.samples_per_s, rel=0.05)
+
+
 def test_a_simulation_repeats_itself() -> None:
     first, second = _heavy("mask"), _heavy("mask")
     assert (first.seconds, first.lags, first.counts) == (second.seconds, second.lags, second.counts)
