@@ -13,7 +13,7 @@ from arealite.errors import ConfigError, boundary
 from arealite.rollout.limits import limits_of
 from arealite.simulate.profile import speeds_of
 from arealite.simulate.report import Setting, advice, table
-from arealite.simulate.scenario import Scenario, simulate
+from arealite.simulate.scenario import FILLING, Scenario, simulate
 from arealite.simulate.speeds import Speeds
 
 
@@ -22,8 +22,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with boundary():
         options = _parser().parse_intermixed_args(sys.argv[1:] if argv is None else argv)
         config = load(options.config, options.overrides)
-        if options.versions < 4:
-            raise ConfigError(f"--versions {options.versions}: at least 4 tell anything")
         measured = speeds_of(Path(options.profile)) if options.profile else Speeds()
         speeds = measured.changed(options.set)
         base = scenario_of(config, speeds, options.versions)
@@ -31,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 "the speeds are the CPU demo's own: give --profile RUN_FOLDER, or --set name=value"
             )
+        etas = _numbers("--eta", options.eta, 0) or [0, 1, 2, 4]
+        _check_versions(options.versions, max(etas))
         outcomes = {}
         for eta, batch, servers in itertools.product(
-            _numbers("--eta", options.eta, 0) or [0, 1, 2, 4],
+            etas,
             _numbers("--batch", options.batch, 1) or [base.limits.batch_size],
             _numbers("--servers", options.servers, 1) or [base.n_servers],
         ):
@@ -56,6 +56,15 @@ def scenario_of(config: Config, speeds: Speeds, versions: int) -> Scenario:
         versions,
         config.seed,
     )
+
+
+def _check_versions(versions: int, eta: int) -> None:
+    least = 4 * (eta + FILLING)
+    if versions < least:
+        raise ConfigError(
+            f"--versions {versions}: the first {eta + FILLING} fill the pipeline at staleness "
+            f"{eta}; give at least --versions {least}, or a smaller --eta"
+        )
 
 
 def _parser() -> Parser:
