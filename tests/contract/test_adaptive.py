@@ -72,9 +72,9 @@ def test_without_a_queue_more_episodes_run_each_second() -> None:
     ("counters", "seen"),
     [
         # a queue that stays
-        (lambda now: {"waiting": 8.0 if now > 3.5 else 2.0}, [8, 10, 12, 14, 10, 8, 8, 8]),
+        (lambda now: {"waiting": 8.0 if now > 3.5 else 2.0}, [8, 10, 12, 14, 10, 7, 5, 3]),
         # 429 before it began, and from then on in every second
-        (lambda now: {"refused": 7.0 + max(0.0, now - 3.5)}, [8, 8, 10, 12, 9, 8, 8, 8]),
+        (lambda now: {"refused": 7.0 + max(0.0, now - 3.5)}, [8, 6, 8, 10, 7, 5, 3, 2]),
     ],
 )
 def test_a_queue_or_a_refusal_lets_fewer_run(
