@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -10,6 +11,9 @@ from typing import Any, TypeVar
 from arealite.errors import Stall
 
 T = TypeVar("T")
+
+RESOLUTION_S = 1e-9
+"""That of asyncio's clock; from 8e6 s on a float is coarser."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -36,7 +40,10 @@ class _Jumps(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Stall("in the simulation everybody waits, and nothing can happen any more")
-        self._loop.now += max(0.0, timeout)
+        later = self._loop.now + max(0.0, timeout)
+        if timeout > 0 and later + RESOLUTION_S == later:  # a timer fires before now + resolution
+            later = math.nextafter(later, math.inf)
+        self._loop.now = later
         return []  # nothing outside this loop exists, so there is nothing to look for
 
 

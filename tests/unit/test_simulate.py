@@ -51,6 +51,16 @@ def test_waiting_costs_nothing_and_time_is_exact() -> None:
     assert order == ["early", "between", "late"]
 
 
+@pytest.mark.timeout(60)
+def test_timers_end_however_late_it_is() -> None:
+    async def play() -> float:
+        for _ in range(3):
+            await asyncio.sleep(1e8 / 3)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(play()) == pytest.approx(1e8)
+
+
 def test_where_nothing_can_happen_any_more_it_says_so() -> None:
     async def play() -> None:
         await asyncio.get_running_loop().create_future()
