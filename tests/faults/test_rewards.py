@@ -90,7 +90,9 @@ def test_a_crash_costs_one_sample(crash: str) -> None:
 @pytest.mark.million
 @pytest.mark.parametrize("crash", CRASHES)
 def test_a_hundred_crashes_cost_a_hundred_samples(crash: str) -> None:
-    with opened(f"{HERE / 'crashing_reward.py'}:compute_score", timeout_s=1.0) as pool:
+    # A busy machine may take a second to run out of memory; only what hangs has to be waited for.
+    timeout_s = 1.0 if CRASHES[crash] == "timeout" else 20.0
+    with opened(f"{HERE / 'crashing_reward.py'}:compute_score", timeout_s=timeout_s) as pool:
 
         async def play() -> list[Any]:
             return [o for _ in range(10) for o in await among_good_ones(pool, crash, 10)]
