@@ -120,7 +120,9 @@ def test_a_hub_id_is_served_from_the_hubs_own_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert model_folder("who/what") == snapshot
-    with pytest.raises(ConfigError, match="there is no folder who/else here, and taken as a hub id it cannot"):
+    with pytest.raises(
+        ConfigError, match="there is no folder who/else here, and taken as a hub id it cannot"
+    ):
         model_folder("who/else")
 
 
