@@ -144,14 +144,7 @@ def _servers(config: Config, threads: int) -> Iterator[Process]:
 
 
 def _environment(device: str, threads: int, gpu: int) -> dict[str, str]:
-    environment = {
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        # Threads that spin while they wait take the cores from those they wait for, wherever
-        # anything else runs: on two busy cores a training step took five times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-    }
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
         environment["CUBLAS_WORKSPACE_CONFIG"] = (

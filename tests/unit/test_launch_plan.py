@@ -227,10 +227,3 @@ def test_a_reference_model_is_looked_for_and_counted_where_it_is_read(tmp_path: 
     assert "reference 2.0 MB" in report
     plain = gather(config_of(tmp_path))
     assert not any(key == "ref.path" for key, _ in (*plain.missing, *plain.hub_ids))
-
-
-def test_threads_that_wait_leave_the_cores_to_others(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    for process in (plan.trainer, *plan.servers):
-        assert process.environment["GOMP_SPINCOUNT"] == "0"
-        assert process.environment["OMP_WAIT_POLICY"] == "PASSIVE"
