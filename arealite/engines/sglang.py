@@ -141,6 +141,14 @@ def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -
     return logprobs
 
 
+def parse_model_info(reply: Any) -> int | None:
+    """The version that the server says it serves; None when it says nothing that can be read."""
+    try:
+        return _version(reply["weight_version"])
+    except MALFORMED:
+        return None
+
+
 def _parse_one(item: Any, asked: Mapping[str, Any], mark: str, known: int | None) -> Part:
     meta, tokens = item["meta_info"], item["output_ids"]
     _check_addressee(meta, asked, mark)

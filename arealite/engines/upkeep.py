@@ -142,15 +142,16 @@ class Upkeep:
         return max(server.difference for server in await self.fleet.some())
 
     async def _bring(self, server: Server, update: WeightUpdate) -> None:
-        """Load and verify, and once more if that fails."""
-        for _ in range(2):
+        """Load and verify, and once more if that fails; each failure is told."""
+        for what_next in ("it is told once more", "it serves nothing until the next version"):
             async with server.lock:
                 if update is not self._update or server.state not in ("updating", "quarantined"):
                     return
                 self.fleet.tell(server, Event("begun", update.version))
                 await self._bring_once(server, update)
-        if server.state == "quarantined":
-            self._alarm(f"{server.health.reason}; it serves nothing until the next version")
+            if server.state != "quarantined":
+                return
+            self._alarm(f"{server.health.reason}; {what_next}")
 
     async def _bring_once(self, server: Server, update: WeightUpdate) -> None:
         try:
@@ -207,14 +208,26 @@ class Upkeep:
                 async with asyncio.timeout(self._timeout_s / LOOKS):
                     await server.news.wait()
             server.news.clear()
+            floor = server.floor
             try:
-                await self.transport.get(server, "/get_model_info", self._timeout_s)
+                reply = await self.transport.get(server, "/get_model_info", self._timeout_s)
             except EngineError as error:
                 self.fleet.tell(server, Event("silent", reason=str(error)))
                 continue
             self.fleet.tell(server, Event("answered"))
+            self._look_at_version(server, reply, floor)
             if self._update is not None and server.state in ("suspect", "stale"):
                 self._spawn(self._mend(server, self._update))
+
+    def _look_at_version(self, server: Server, reply: Any, floor: int) -> None:
+        """One that was started again between two looks shows it here, before it is asked."""
+        told = sglang.parse_model_info(reply)
+        if told is None or server.ceiling is None or server.state != "serving":
+            return
+        try:
+            server.check([told], floor)
+        except EngineError as error:
+            self._failed(server, EngineError(f"server {server.address}: {error}"))
 
     async def _mend(self, server: Server, update: WeightUpdate) -> None:
         """A suspect is verified; one that is stale gets the current weights."""

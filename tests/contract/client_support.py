@@ -111,7 +111,7 @@ class FakeServer:
             return web.json_response(samples if n > 1 else samples[0])
         if request.path == "/update_weights_from_disk":
             self.version = body["weight_version"]
-        return web.json_response({"success": True, "message": ""})
+        return web.json_response({"success": True, "message": "", "weight_version": self.version})
 
 
 @asynccontextmanager

@@ -274,6 +274,26 @@ def test_a_server_that_has_lost_its_weights_is_given_them_again_and_verified() -
     run(test)
 
 
+def test_a_server_that_was_started_again_between_two_requests_is_seen_without_one() -> None:
+    """It listens at once, so that no look at it fails; only its version tells."""
+
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        alarms: list[str] = []
+        async with client_of(server, server_timeout_s=0.4, alarm=alarms.append) as engine:
+            await engine.update_weights(UPDATE)
+            lost = probed(-0.5, -1.5)
+            lost["meta_info"]["weight_version"] = server.version = "default"
+            server.next["/generate"] += [says(lost)] * 4  # the probe and its three retries
+            while not alarms or engine.servers[0].state != "serving":
+                await asyncio.sleep(0.01)
+        assert len(server.bodies("/update_weights_from_disk")) == 2
+        assert len(server.bodies()) == 1 + 4 + 1, "probes alone"
+        (alarm,) = alarms
+        assert "answers the probe as version 0; it is given the current weights again" in alarm
+
+    run(test)
+
+
 def test_tokens_that_the_trainers_model_does_not_have_come_from_another_model() -> None:
     async def test(bad: FakeServer, good: FakeServer) -> None:
         async with client_of(bad, good) as both, client_of(bad, request_retries=0) as alone:

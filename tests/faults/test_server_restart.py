@@ -156,6 +156,16 @@ class Launched:
 
         until(reached, f"version {version}")
 
+    def until_starved(self) -> None:
+        """Every server serves, and the trainer waits for episodes that are held."""
+
+        def starved() -> bool:
+            owners = {wait["owner"] for wait in self.status.get("waiting_for", [])}
+            states = {server["state"] for server in self.status.get("servers", [])}
+            return "rollouts" in owners and states == {"serving"}
+
+        until(starved, "a trainer without episodes")
+
     def kill_server(self) -> str:
         """kill -9 to server-0; its address."""
         children = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
@@ -214,6 +224,7 @@ def test_one_of_two_servers_is_killed_and_serves_again_while_the_run_goes_on(fol
     with launched(folder, "two", *settings) as run:
         run.until_version(2)
         (folder / "hold").touch()
+        run.until_starved()  # no publication under way could bring the weights unasked
         killed = time.time()
         address = run.kill_server()
         run.until_serving_again(address, killed)
