@@ -126,8 +126,8 @@ class Lag:
 def parse(reply: Any, script: Script) -> list[sglang.Part]:
     """As the client does."""
     gconfig = GenerationHyperparameters(max_new_tokens=512)
-    asked = sglang.generate_body([1], gconfig, "", script.group)
-    return sglang.parse_generate(reply, asked, "", None)
+    asked = sglang.generate_body([1] * 64, gconfig, "", script.group)
+    return sglang.parse_generate(reply, asked, "ours-", None)
 
 
 class Instant(ScriptedEngine):

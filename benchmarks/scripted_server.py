@@ -109,7 +109,8 @@ class _Server:
     async def _generate(self, request: web.Request) -> web.Response:
         body = await request.read()
         if b'"logprob_start_len"' in body:
-            entries = [[None, 1, None], *([value, 1, None] for value in PROBE.logprobs)]
+            told = zip([None, *PROBE.logprobs], PROBE.input_ids, strict=True)
+            entries = [[value, token, None] for value, token in told]
             return web.json_response({"meta_info": {"input_token_logprobs": entries}})
         if self._group not in body:
             return web.json_response({"error": "not the group of the script"}, status=400)

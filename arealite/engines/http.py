@@ -29,6 +29,9 @@ MAX_REPLY_BYTES = 256 * 1024 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
 """How much of a refusal is read: its first words say why."""
 
+LONG_REPLY_BYTES = 16 * 1024
+"""Longer replies are decoded one per turn of the event loop, however many have come at once."""
+
 MOST_UNCLEAN = 64
 """Pooled connections that one attempt may throw away."""
 
@@ -114,6 +117,7 @@ class Transport:
         self._failed = failed
         self._session: aiohttp.ClientSession | None = None
         self._attempts: dict[asyncio.Future[Any], Server] = {}
+        self._decoding = asyncio.Lock()
         self.closed, self.refused = False, 0
 
     async def exchange(
@@ -199,7 +203,7 @@ class Transport:
             self._session = None
 
     async def _request(
-        self, method: str, server: Server, path: str, body: Any, deadline_s: float
+        self, method: str, server: Server, path: str, content: Any, deadline_s: float
     ) -> Any:
         if self.closed:
             raise EngineError("the client is closed")
@@ -210,11 +214,17 @@ class Transport:
         try:
             with self._waits.on(f"server {server.address}", what, deadline_s):
                 async with self._session.request(
-                    method, server.url + path, json=body, timeout=timeout, allow_redirects=False
+                    method, server.url + path, json=content, timeout=timeout, allow_redirects=False
                 ) as reply:
                     if reply.status != 200:
                         raise await _refusal(server, what, reply)
-                    return _json(await _content(reply))
+                    body = await _content(reply)
+            if len(body) <= LONG_REPLY_BYTES:
+                return _json(body)
+            async with self._decoding:
+                value = _json(body)
+                await asyncio.sleep(0)  # held until the next turn
+                return value
         except TimeoutError:
             raise EngineError(
                 f"server {server.address} did not answer {what} within {deadline_s:g} s"

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from arealite.engines import http
+from arealite.engines.fleet import Server
 from arealite.engines.scripted import ScriptedEngine
 from arealite.rollout import buffer as module
 from arealite.rollout.buffer import Buffer
@@ -126,6 +131,57 @@ def test_other_work_gets_its_turn_while_thousands_start() -> None:
     asyncio.run(main())
     most = max(began.count(turn) for turn in set(began))
     assert most <= STARTS + 1
+
+
+def test_other_work_gets_its_turn_while_hundreds_of_replies_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns, decoded = 0, []
+    decode = http._json
+
+    def counted(body: bytes) -> Any:
+        decoded.append(turns)
+        return decode(body)
+
+    async def answer(request: web.Request) -> web.Response:
+        arrived.release()
+        await everyone.wait()
+        return web.json_response(list(range(http.LONG_REPLY_BYTES)))
+
+    async def main() -> None:
+        nonlocal turns, arrived, everyone
+        arrived, everyone = asyncio.Semaphore(0), asyncio.Event()
+        async with serving(answer) as server:
+            transport = http.Transport(Waits(), 60.0, 0, lambda *_: None)
+            asked = [asyncio.create_task(transport.post(server, "/", {})) for _ in range(MANY)]
+            for _ in asked:
+                await arrived.acquire()
+            everyone.set()
+            while len(decoded) < MANY:
+                await asyncio.sleep(0)
+                turns += 1
+            assert len(await asyncio.gather(*asked)) == MANY
+            await transport.aclose()
+
+    arrived, everyone = asyncio.Semaphore(0), asyncio.Event()
+    monkeypatch.setattr(http, "_json", counted)
+    asyncio.run(main())
+    assert max(decoded.count(turn) for turn in set(decoded)) == 1
+
+
+@asynccontextmanager
+async def serving(
+    answer: Callable[[web.Request], Awaitable[web.Response]],
+) -> AsyncIterator[Server]:
+    app = web.Application()
+    app.router.add_post("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield Server(f"127.0.0.1:{runner.addresses[0][1]}")
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("before", [(700, 10, 10), (10 * YOUNG, 5, 5), (0, 10, 10)])
