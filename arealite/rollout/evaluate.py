@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from arealite.errors import EpisodeError, EpisodeTimeout, ErrorBudgetSpent
+from arealite.errors import EpisodeError, ErrorBudgetSpent
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.limits import Limits
-from arealite.rollout.runner import first_of, play, seeded
-from arealite.telemetry.waits import Waits, waited
-from arealite.types import Episode, Trajectory
+from arealite.rollout.runner import first_of, play_in_time
+from arealite.telemetry.waits import Waits
+from arealite.types import Episode
 
 
 async def evaluate(
@@ -40,12 +40,14 @@ async def evaluate(
     async def one(sample_id: str, row: Mapping[str, Any]) -> None:
         async with places:
             try:
-                played = await _play(workflow, engine, sample_id, row, limits, waits)
+                played = await play_in_time(
+                    workflow, engine, sample_id, row, limits, waits, "a held-out episode"
+                )
             except EpisodeError as error:
                 failures.append(error)
                 tell(Episode(sample_id, version, (), row), "failed", error=error)
                 return
-            episode = Episode(sample_id, version, played, row)
+            episode = Episode(sample_id, version, tuple(played), row)
             tell(episode, "evaluated")
             if played:
                 episodes.append(episode)
@@ -60,25 +62,6 @@ async def evaluate(
         count = f"{len(failures)} of {len(rows)} held-out rows failed"
         raise ErrorBudgetSpent(f"{count}; the last one: {failures[-1]}")
     return _metrics(episodes, len(failures), version, name, limits.eval_success)
-
-
-async def _play(
-    workflow: Workflow,
-    engine: InferenceEngine,
-    sample_id: str,
-    row: Mapping[str, Any],
-    limits: Limits,
-    waits: Waits,
-) -> tuple[Trajectory, ...]:
-    played = await waited(
-        play(workflow, seeded(engine, limits, sample_id), sample_id, row),
-        waits=waits,
-        owner="workflow",
-        what="a held-out episode",
-        deadline_s=limits.episode_timeout_s,
-        error=EpisodeTimeout,
-    )
-    return tuple(played)
 
 
 def _metrics(

@@ -67,6 +67,28 @@ async def play(
         raise WorkflowError(f"{where}: {error}") from None
 
 
+async def play_in_time(
+    workflow: Workflow,
+    engine: InferenceEngine,
+    sample_id: str,
+    row: Mapping[str, Any],
+    limits: Limits,
+    waits: Waits,
+    what: str = "an episode",
+) -> Sequence[Trajectory]:
+    """As play, under limits' seed and time-out; what: its name among the waits."""
+    if limits.seed is not None:
+        engine = SeededEngine(engine, limits.seed, sample_id)
+    return await waited(
+        play(workflow, engine, sample_id, row),
+        waits=waits,
+        owner="workflow",
+        what=what,
+        deadline_s=limits.episode_timeout_s,
+        error=EpisodeTimeout,
+    )
+
+
 class Runner:
     """Keeps as many episodes in flight as the buffer has room for."""
 
@@ -108,13 +130,8 @@ class Runner:
 
     async def _episode(self, sample_id: str, row: Mapping[str, Any], version: int) -> None:
         try:
-            trajectories = await waited(
-                play(self._workflow, seeded(self._engine, self._limits, sample_id), sample_id, row),
-                waits=self._waits,
-                owner="workflow",
-                what="an episode",
-                deadline_s=self._limits.episode_timeout_s,
-                error=EpisodeTimeout,
+            trajectories = await play_in_time(
+                self._workflow, self._engine, sample_id, row, self._limits, self._waits
             )
             self._check_versions(sample_id, trajectories)
         except EpisodeError as error:
@@ -171,11 +188,6 @@ class Runner:
                 "be made; look at their rewards in transcripts.jsonl: the rows may be far too "
                 "hard or too easy for this model, or a filter too strict"
             )
-
-
-def seeded(engine: InferenceEngine, limits: Limits, sample_id: str) -> InferenceEngine:
-    """The engine as this row's episode sees it."""
-    return engine if limits.seed is None else SeededEngine(engine, limits.seed, sample_id)
 
 
 def _words(error: BaseException) -> str:

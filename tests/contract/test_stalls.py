@@ -187,7 +187,7 @@ def test_a_held_out_set_that_stands_still_is_a_stall(tmp_path: Path) -> None:
 
     with pytest.raises(Stall, match="the held-out set at version 0"):
         run_virtually(play())
-    assert "in _play" in (tmp_path / "stall.txt").read_text()
+    assert "in evaluate.<locals>.one" in (tmp_path / "stall.txt").read_text()
 
 
 def test_ends_are_movement_although_a_server_does_not_say_what_it_does() -> None:
