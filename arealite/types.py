@@ -20,6 +20,8 @@ VersionsFrom = Literal["server", "client"]
 NOT_SAMPLED = -1
 """The version of a token that no policy sampled: the prompt, a tool's output."""
 
+ROUNDING = 1e-3
+"""So far above 0 may a log-probability be that an engine computed in few bits, in nats."""
 
 LEAST_TEMPERATURE = 1e-4
 """Below it a float32 logit divided by the temperature may overflow."""

@@ -13,10 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arealite.errors import EngineError
-from arealite.types import GenerationHyperparameters, VersionsFrom
-
-ROUNDING = 1e-3
-"""How far above 0 rounding may lift a log-probability."""
+from arealite.types import ROUNDING, GenerationHyperparameters, VersionsFrom
 
 MAX_SEED = (1 << 63) - 1
 

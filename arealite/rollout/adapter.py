@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from arealite.errors import WorkflowError
-from arealite.types import Trajectory
+from arealite.types import ROUNDING, Trajectory
 
 _REQUIRED = ("input_ids", "loss_mask", "logprobs", "versions", "rewards")
-ROUNDING = 1e-3
-"""So far above 0 may a log-probability be that an engine computed in few bits, in nats."""
 
 _BREAKS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "input_ids": (lambda x: ((x * 1) % 1 != 0) | (x < 0), "a whole number, 0 or more"),
