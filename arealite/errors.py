@@ -121,6 +121,20 @@ class Preempted(ArealiteError):
     exit_code = 75
 
 
+def words(error: BaseException) -> str:
+    """`KeyError: 'answer'`; an error of a user's may fail at saying what it says."""
+    try:
+        text = str(error)
+    except Exception as another:
+        text = f"(its __str__ raises {type(another).__name__})"
+    return f"{type(error).__name__}: {text}"
+
+
+def place(frames: traceback.StackSummary) -> str:
+    """`(file, line n)`: where the last of these frames is. There must be one."""
+    return f"({frames[-1].filename}, line {frames[-1].lineno})"
+
+
 @contextmanager
 def boundary(say: Callable[[str], None] | None = None) -> Iterator[None]:
     """The outermost frame of every process: turns an error into one sentence and an exit code.
@@ -138,6 +152,6 @@ def boundary(say: Callable[[str], None] | None = None) -> Iterator[None]:
         tell("arealite: stopped by Ctrl-C")
         raise SystemExit(Preempted.exit_code) from None
     except Exception as error:  # the one place where a bug is caught: to give it its exit code
-        tell(f"arealite: this is a bug in arealite: {type(error).__name__}: {error}")
+        tell(f"arealite: this is a bug in arealite: {words(error)}")
         tell(traceback.format_exc())
         raise SystemExit(EXIT_BUG) from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from arealite.errors import ConfigError
+from arealite.errors import ConfigError, words
 from arealite.protocols import Reward, Workflow
 from arealite.types import Episode
 
@@ -157,9 +157,7 @@ def _executed(run: Callable[[], Any], name: str, what: str = "imported") -> Any:
         return run()
     except (Exception, SystemExit) as error:
         where = _last_line(error, name)
-        raise ConfigError(
-            f"{name}{where} cannot be {what}: {type(error).__name__}: {error}"
-        ) from None
+        raise ConfigError(f"{name}{where} cannot be {what}: {words(error)}") from None
 
 
 def _last_line(error: BaseException, name: str) -> str:

@@ -20,7 +20,7 @@ from arealite.config.cli import load_from_argv
 from arealite.data.batch import Batch
 from arealite.data.rows import Rows, load_rows
 from arealite.engines.client import RemoteEngine
-from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
+from arealite.errors import ArealiteError, ConfigError, Preempted, boundary, words
 from arealite.loading import load_workflow
 from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
@@ -284,7 +284,7 @@ def _check_first_row(workflow: Workflow, rows: Any, dataset: DatasetConfig, sect
         workflow.check_row(rows[0])
     except Exception as error:  # a user's code may raise anything
         told = isinstance(error, ArealiteError | ValueError)
-        reason = str(error) if told else f"{type(error).__name__}: {error}"
+        reason = str(error) if told else words(error)
         raise ConfigError(f"{section}.path: {dataset.path}, row 0: {reason}") from None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from arealite.errors import ErrorBudgetSpent, Stall
+from arealite.errors import ErrorBudgetSpent, Stall, place
 from arealite.protocols import ManagedEngine, Workflow
 from arealite.rollout.collector import rare_collections
 from arealite.rollout.limits import Limits
@@ -197,20 +197,19 @@ class Rollouts:
     def _look_at_loop(self) -> None:
         """Raises if user code ended the event loop, or has kept it from turning for too long."""
         if self._death is not None:
-            last = traceback.extract_tb(self._death.__traceback__)[-1]
+            at = place(traceback.extract_tb(self._death.__traceback__))
             raise ErrorBudgetSpent(
-                f"a workflow or reward function ended the event loop with {self._death!r} "
-                f"({last.filename}, line {last.lineno})"
+                f"a workflow or reward function ended the event loop with {self._death!r} {at}"
             )
         silent = time.monotonic() - self._turned
         if silent > max(self._limits.stall_timeout_s, SILENT_S):
             self._is_blocked = True
             frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
-            last = traceback.extract_stack(frame)[-1]
+            frames = traceback.extract_stack(frame)
             sentence = (
-                f"the episodes stand still for {silent:.0f} s because {last.name} "
-                f"({last.filename}, line {last.lineno}) does not return; a workflow or reward "
-                "function must await what takes long"
+                f"the episodes stand still for {silent:.0f} s because {frames[-1].name} "
+                f"{place(frames)} does not return; a workflow or reward function must await what "
+                "takes long"
             )
             raise Stall(sentence + self._session.report(sentence))
 

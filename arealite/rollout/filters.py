@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 
-from arealite.errors import ConfigError
+from arealite.errors import ConfigError, place, words
 from arealite.loading import load_filter
 from arealite.types import Episode
 
@@ -42,11 +42,8 @@ def _passes(name: str, function: Keep, episode: Episode) -> bool:
     try:
         answer: object = function(episode)
     except (Exception, SystemExit) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"filter {name} raised {type(error).__name__}: {error} "
-            f"({frame.filename}, line {frame.lineno}) {row}"
-        ) from error
+        at = place(traceback.extract_tb(error.__traceback__))
+        raise ConfigError(f"filter {name} raised {words(error)} {at} {row}") from error
     # numpy's own truth value is no bool, and numpy is not imported for it
     if not isinstance(answer, bool) and type(answer).__name__ not in ("bool", "bool_"):
         raise ConfigError(

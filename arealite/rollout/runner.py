@@ -19,6 +19,8 @@ from arealite.errors import (
     EpisodeTimeout,
     ErrorBudgetSpent,
     WorkflowError,
+    place,
+    words,
 )
 from arealite.protocols import InferenceEngine, Workflow
 from arealite.rollout.adapter import to_trajectories
@@ -58,9 +60,8 @@ async def play(
         cause = first_of(error)
         if isinstance(cause, ArealiteError):  # out of a task group of the workflow's own
             raise cause from None
-        frame = traceback.extract_tb(cause.__traceback__ or error.__traceback__)[-1]
-        place = f"({frame.filename}, line {frame.lineno})"
-        raise WorkflowError(f"{where}: {type(cause).__name__}: {_words(cause)} {place}") from error
+        at = place(traceback.extract_tb(cause.__traceback__ or error.__traceback__))
+        raise WorkflowError(f"{where}: {words(cause)} {at}") from error
     try:
         return to_trajectories(result)
     except WorkflowError as error:
@@ -188,14 +189,6 @@ class Runner:
                 "be made; look at their rewards in transcripts.jsonl: the rows may be far too "
                 "hard or too easy for this model, or a filter too strict"
             )
-
-
-def _words(error: BaseException) -> str:
-    """What an error says; an error of a user's may fail at that, too."""
-    try:
-        return str(error)
-    except Exception as another:
-        return f"(its __str__ raises {type(another).__name__})"
 
 
 def _is_cancelled() -> bool:

@@ -82,6 +82,10 @@ def test_an_async_filter_is_refused_before_anything_runs(tmp_path: Path, code: s
     [
         ("return episode.row['level'] > 1", r"raised KeyError: 'level' \(.*, line 2\) for row 0:0"),
         ("raise SystemExit(3)", r"raised SystemExit: 3 \(.*, line 2\) for row 0:0"),
+        (
+            "class Dumb(Exception):\n        def __str__(self): raise ValueError\n    raise Dumb",
+            r"raised Dumb: \(its __str__ raises ValueError\) \(.*, line 4\) for row 0:0",
+        ),
         ("pass", "returned None for row 0:0; it returns True, which trains the episode, or False"),
         ("return 0.0", r"returned 0\.0 for row 0:0"),
         ("return 'no'", "returned 'no' for row 0:0"),
