@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from arealite.data.micro_batch import MicroBatch, Prefix
 from arealite.errors import ConfigError
+from arealite.training.model import vocabulary_of
 
 
 def token_logprobs(
@@ -55,8 +56,7 @@ def _hidden(body: Any, input_ids: Tensor, prefix: Prefix | None) -> Tensor:
 def check_model(model: nn.Module, key: str = "actor.path") -> None:
     """Raises ConfigError when body + head is not this model's forward (a softcap, a scale)."""
     body, head = _parts(model)
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
-    ids = torch.arange(4, device=next(model.parameters()).device)[None] % vocabulary
+    ids = torch.arange(4, device=next(model.parameters()).device)[None] % vocabulary_of(model)
     with torch.no_grad():
         ours = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
         theirs = model(input_ids=ids, use_cache=False).logits.float()
@@ -74,8 +74,7 @@ def can_share_prompts(model: nn.Module) -> bool:
     """
     body, _ = _parts(model)
     device = next(model.parameters()).device
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
-    ids = torch.arange(6, device=device)[None] % vocabulary
+    ids = torch.arange(6, device=device)[None] % vocabulary_of(model)
     prefix = Prefix(ids[:, :4], torch.tensor([3], device=device), torch.tensor([0], device=device))
     try:
         behind = _hidden(body, ids[:, 3:], prefix)

@@ -43,13 +43,18 @@ def load_reference(config: Config, policy: nn.Module) -> nn.Module | None:
     model = load_model(
         replace(config.actor, gradient_checkpointing=False), config.ref.path, "ref.path"
     ).requires_grad_(False)
-    theirs, ours = (int(m.config.get_text_config().vocab_size) for m in (model, policy))  # type: ignore[operator,union-attr]
+    theirs, ours = vocabulary_of(model), vocabulary_of(policy)
     if theirs != ours:
         raise ConfigError(
             f"ref.path: {config.ref.path} has {theirs} tokens, but the model of actor.path has "
             f"{ours}; give a model of the same vocabulary"
         )
     return model
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """How many token ids a Hugging Face model has."""
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
 
 
 def _quiet(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
-from arealite.training.model import load_model, load_reference, use_threads
+from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
 from arealite.training.optim import (
     MasterWeights,
     build_optimizer,
@@ -52,7 +52,7 @@ class Policy:
             and can_share_prompts(model)
             and (reference is None or can_share_prompts(reference))
         )
-        self._vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator,union-attr]
+        self._vocabulary = vocabulary_of(model)
         self._publisher: Publisher | None = None
 
     @classmethod
