@@ -113,7 +113,8 @@ class SimulatedEngine:
     """A `ManagedEngine` over simulated servers.
 
     A request says in its metadata how long its sample becomes (`length`), which prompt tokens it
-    must compute (`prefill`), and whether it fails. publish_s is the speeds' or given anew.
+    must compute (`prefill`), and whether it fails (`fails`). Every publication takes the speeds'
+    publish_s.
     """
 
     def __init__(self, speeds: Speeds, n_servers: int = 1, slots: int = 64) -> None:

@@ -22,7 +22,6 @@ class Outcome:
 
     seconds: float = 0.0
     samples: int = 0
-    tokens: int = 0
     trained: int = 0
     masked: int = 0
     generated: int = 0
