@@ -147,9 +147,8 @@ def _environment(device: str, threads: int, gpu: int) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        environment["CUBLAS_WORKSPACE_CONFIG"] = (
-            ":4096:8"  # `deterministic` needs it; it costs 8 MB
-        )
+        # `deterministic` needs it; it costs 8 MB
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return environment
 
 

@@ -90,14 +90,14 @@ class Session:
         self._dropped: list[tuple[int, Episode]] = []
         self._dropped_in_a_row = 0
         self._told = 0
-        self._tokens_seen: float | None = None
-        self._seen_tokens, self._seen_at = 0.0, 0.0
+        self._progress_tokens: float | None = None
+        self._stats_tokens, self._stats_at = 0.0, 0.0
         self._running: asyncio.Task[None] | None = None
         self._adapting: asyncio.Task[None] | None = None
         self._evaluations: set[asyncio.Task[Any]] = set()
 
     async def wait_ready(self) -> None:
-        self._seen_at = asyncio.get_running_loop().time()
+        self._stats_at = asyncio.get_running_loop().time()
         await self.engine.wait_ready(self.limits.setup_timeout_s)
 
     async def next_batch(self) -> list[Episode]:
@@ -173,10 +173,10 @@ class Session:
         tokens = metrics.get("tokens_generated")
         now = asyncio.get_running_loop().time()
         if tokens is not None:
-            seconds = max(now - self._seen_at, 1e-9)
+            seconds = max(now - self._stats_at, 1e-9)
             # A server that was lost takes its count with it.
-            stats["rollout/tokens_per_s"] = max(0.0, tokens - self._seen_tokens) / seconds
-            self._seen_tokens, self._seen_at = tokens, now
+            stats["rollout/tokens_per_s"] = max(0.0, tokens - self._stats_tokens) / seconds
+            self._stats_tokens, self._stats_at = tokens, now
         return stats
 
     def tell_counts(self) -> None:
@@ -251,9 +251,9 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.stall_timeout_s / 8):
                 metrics = await self.engine.server_metrics()
-                self._tokens_seen = metrics.get("tokens_generated")
+                self._progress_tokens = metrics.get("tokens_generated")
         ended = self.buffer.counts["admitted"] - self.buffer.running
-        return ended, self._told, self._tokens_seen
+        return ended, self._told, self._progress_tokens
 
     async def _rescue(self) -> str:
         count = await self.engine.redispatch()

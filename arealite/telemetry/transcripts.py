@@ -6,7 +6,7 @@ One line per episode, kept or not:
     version          published version when the episode was admitted (evaluated: the one judged)
     trained_version  the version that its batch made, only when trained
     fate             trained | dropped_stale | filtered | failed | evaluated
-    dataset          held-out set, only when evaluated
+    dataset          held-out set, only of its rows: evaluated, or failed
     time             unix seconds
     query            the row, or what the caller chose to show of it;  prompt: its text
     trajectories     [{text, reward, components, versions, tokens, truncated}]
