@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import random
 import socket
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 import uvloop
+from saving import save
 from static_loop import StaticLoop
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -221,11 +221,8 @@ def main() -> None:
             server.terminate()
             server.wait()
     result = report(rounds)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"engine-{datetime.date.today().isoformat()}.json"
-        described = {"parameters": model.num_parameters(), "threads": args.threads, **result}
-        path.write_text(json.dumps(described, indent=1) + "\n")
+    described = {"parameters": model.num_parameters(), "threads": args.threads, **result}
+    save(args.out, "engine", described)
 
 
 async def _rounds(port: int, model: Qwen2ForCausalLM, count: int) -> list[dict[str, float]]:

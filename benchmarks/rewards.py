@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import concurrent.futures
-import datetime
 import importlib
 import json
 import multiprocessing
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from saving import save
 
 from arealite.errors import Unscorable
 from arealite.loading import load_reward
@@ -168,10 +168,7 @@ def main() -> None:
     shown = {key: value for key, value in result.items() if key != "rounds"}
     json.dump(shown, sys.stdout, indent=1)
     print()
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"rewards-{datetime.date.today():%Y-%m-%d}.json"
-        (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
+    save(options.out, "rewards", result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import concurrent.futures
-import datetime
 import gc
 import itertools
 import json
@@ -37,6 +36,7 @@ from typing import Any
 
 import aiohttp
 import uvloop
+from saving import save
 from scripted_server import PROBE, Script, raise_descriptor_limit, scripted_server
 
 from arealite.engines import sglang
@@ -382,9 +382,7 @@ def main() -> None:
         )
     if args.part != "http":
         result["memory"] = memory(args.episodes or 1_000_000)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"rollout-scale-{datetime.date.today().isoformat()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    save(args.out, "rollout-scale", result)
 
 
 if __name__ == "__main__":

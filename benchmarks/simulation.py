@@ -10,13 +10,14 @@ over measured samples/s; evaluations are left out of the runs.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from saving import save
 
 from arealite.config import load
 from arealite.simulate.__main__ import scenario_of
@@ -89,10 +90,7 @@ def main() -> None:
                     f" {told.samples_per_s:6.1f} ({told.trainer_idle:.0%}, {told.mean_lag:.2f}): "
                     f"{results[-1]['ratio']:.2f}"
                 )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"simulation-{datetime.date.today():%Y-%m-%d}.json"
-        (options.out / name).write_text(json.dumps(results, indent=1) + "\n")
+    save(options.out, "simulation", results)
 
 
 if __name__ == "__main__":

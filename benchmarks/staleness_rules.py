@@ -10,10 +10,10 @@ runner under a virtual clock, so the figures are the same on every machine.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 from pathlib import Path
 from typing import Any, get_args
+
+from saving import save
 
 from arealite.rollout.limits import Limits
 from arealite.rollout.staleness import Late
@@ -63,10 +63,7 @@ def main() -> None:
             f"{row['seconds_per_version'] / rows[0]['seconds_per_version']:.2f} | "
             f"{row['long_share_trained'] / LONG:.0%} | {row['wasted_tokens']:.1%} |"
         )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = f"staleness-rules-{datetime.date.today():%Y-%m-%d}.json"
-        (options.out / name).write_text(json.dumps(rows, indent=1) + "\n")
+    save(options.out, "staleness-rules", rows)
 
 
 if __name__ == "__main__":
