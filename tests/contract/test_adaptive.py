@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from session_support import Solo, numbered_rows, update
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.rollout.limits import Limits
 from arealite.rollout.runner import MOST_FILTERED
 from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
-from arealite.types import ModelRequest, Probe, Trajectory, WeightUpdate
-
-
-def _rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"0:{i}", {"row": i}) for i in itertools.count())
-
-
-def _update(version: int) -> WeightUpdate:
-    return WeightUpdate(version, f"/v{version}", Probe((1, 2), (-1.0,), 0.1))
-
-
-class Solo:
-    async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
-        return [Trajectory.from_response(await engine.agenerate(ModelRequest([1, 2])), 1.0)]
 
 
 class Reports(ScriptedEngine):
@@ -49,9 +35,9 @@ def _limits_seen(
 
     async def run() -> list[int | None]:
         rules = Limits(8, 8, adaptive=True, **limits)
-        session = Session(Reports(counters), Solo(), _rows(), rules)
+        session = Session(Reports(counters), Solo(), numbered_rows(), rules)
         await session.wait_ready()
-        await session.publish(_update(0))
+        await session.publish(update(0))
         await asyncio.sleep(0.5)
         seen = [session.buffer.max_running]
         for _ in range(7):
@@ -88,13 +74,17 @@ def test_every_second_episode_may_be_filtered_for_ever() -> None:
 
     async def run() -> int:
         session = Session(
-            ScriptedEngine(), Solo(), _rows(), Limits(4, 0), keep=lambda e: bool(e.row["row"] % 2)
+            ScriptedEngine(),
+            Solo(),
+            numbered_rows(),
+            Limits(4, 0),
+            keep=lambda e: bool(e.row["row"] % 2),
         )
         await session.wait_ready()
-        await session.publish(_update(0))
+        await session.publish(update(0))
         for version in range(1, 101):
             assert len(await session.next_batch()) == 4
-            await session.publish(_update(version))
+            await session.publish(update(version))
         return int(session.counts["counts/filtered"])
 
     assert run_virtually(run()) > 4 * MOST_FILTERED

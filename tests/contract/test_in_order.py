@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from session_support import Solo, numbered_rows, update
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
-from arealite.types import Episode, ModelRequest, Probe, Trajectory, WeightUpdate
+from arealite.types import Episode, Trajectory, WeightUpdate
 
 SIZE, VERSIONS = 4, 12
-
-
-def _rows(n: int | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    numbers = itertools.count() if n is None else range(n)
-    return ((f"0:{i}", {"row": i}) for i in numbers)
-
-
-def _update(version: int) -> WeightUpdate:
-    return WeightUpdate(version, f"/v{version}", Probe((1, 2), (-1.0,), 0.1))
-
-
-class Solo:
-    async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
-        return [Trajectory.from_response(await engine.agenerate(ModelRequest([1, 2])), 1.0)]
 
 
 class Watches(ScriptedEngine):
@@ -45,18 +32,18 @@ class Watches(ScriptedEngine):
 async def _learn(session: Session) -> list[list[Episode]]:
     """The batches of a trainer that needs no time."""
     await session.wait_ready()
-    await session.publish(_update(0))
+    await session.publish(update(0))
     batches = []
     for version in range(1, VERSIONS + 1):
         batches.append(await session.next_batch())
-        await session.publish(_update(version))
+        await session.publish(update(version))
     return batches
 
 
 def _batches(in_order: bool, **limits: Any) -> tuple[list[list[Episode]], Watches]:
     async def run() -> list[list[Episode]]:
         rules = Limits(SIZE, 2, in_order=in_order, seed=1, **limits)
-        return await _learn(Session(engine, Solo(), _rows(), rules))
+        return await _learn(Session(engine, Solo(), numbered_rows(), rules))
 
     engine = Watches()
     return run_virtually(run()), engine
@@ -100,18 +87,18 @@ def _later_tokens(in_order: bool) -> list[float]:
         session = Session(
             Watches(),
             Solo(),
-            _rows(),
+            numbered_rows(),
             Limits(SIZE, 2, in_order=in_order, seed=1),
             eval_workflow=Long(),
-            eval_rows=list(_rows(3)),
+            eval_rows=list(numbered_rows(3)),
         )
         await session.wait_ready()
-        await session.publish(_update(0))
+        await session.publish(update(0))
         held_out = []
         for version in range(1, 4):
             held_out.append(asyncio.create_task(session.evaluate(version - 1)))
             await session.next_batch()
-            await session.publish(_update(version))
+            await session.publish(update(version))
         return [(await task)["eval/valid/later_tokens"] for task in held_out]
 
     return run_virtually(run())

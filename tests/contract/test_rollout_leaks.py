@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 from client_support import PROBE, FakeServer, probed, sample
+from session_support import numbered_rows
 
 from arealite.engines.client import RemoteEngine
 from arealite.engines.scripted import Sample, ScriptedEngine
@@ -58,16 +58,13 @@ class Stretches:
         self.rollouts = Rollouts(
             engine,
             self.workflow,
-            self._rows(),
+            numbered_rows(),
             Limits(BATCH, eta=0, stall_timeout_s=60.0),
             keep=self._keep,
             status=Status(told, waits),
             transcripts=Transcripts(told),
             waits=waits,
         )
-
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        return ((f"0:{i}", {"row": i}) for i in itertools.count())
 
     def _keep(self, episode: Episode) -> bool:
         return episode.row["row"] % 10 != 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from session_support import numbered_rows, update
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import (
@@ -24,13 +24,9 @@ from arealite.errors import (
 from arealite.rollout.door import Rollouts
 from arealite.rollout.limits import Limits
 from arealite.rollout.runner import ErrorBudget
-from arealite.types import Episode, ModelRequest, Probe, Trajectory, WeightUpdate
+from arealite.types import Episode, ModelRequest, Trajectory
 
 DEADLINE_S = 30.0
-
-
-def _update(version: int) -> WeightUpdate:
-    return WeightUpdate(version, "", Probe((1, 2), (-1.0,), tolerance=0.1))
 
 
 class Solo:
@@ -80,10 +76,6 @@ class Told:
         self.lines.append((sample_id, fate, str(fields.get("error"))))
 
 
-def _rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"0:{i}", {"row": i}) for i in itertools.count())
-
-
 @contextmanager
 def _rollouts(
     workflow: Any = None, engine: Any = None, batch: int = 2, eta: int = 0, **options: Any
@@ -92,11 +84,11 @@ def _rollouts(
     engine = engine or ScriptedEngine()
     limits = Limits(batch, eta, **options.pop("limits", {"stall_timeout_s": DEADLINE_S}))
     threads = set(threading.enumerate())
-    rows = options.pop("rows", _rows())
+    rows = options.pop("rows", numbered_rows())
     try:
         with Rollouts(engine, workflow or Solo(), rows, limits, **options) as rollouts:
             loop = rollouts._loop
-            rollouts.publish(_update(0))
+            rollouts.publish(update(0))
             yield rollouts
     finally:
         assert set(threading.enumerate()) <= threads
@@ -144,7 +136,7 @@ def test_episodes_stay_in_flight_through_every_training_step() -> None:
             start = len(in_flight)
             _until(lambda start=start: len(in_flight) >= start + 20)  # type: ignore[misc]
             assert set(in_flight[start + 1 :]) == {4}  # eta batches, none waits for the trainer
-            rollouts.publish(_update(version + 1))
+            rollouts.publish(update(version + 1))
     assert min(in_flight) > 0
 
 
@@ -166,7 +158,7 @@ def test_eta_0_admits_nothing_of_a_version_before_it_is_published() -> None:
             assert workflow.began == [(i, i // 3) for i in range(3 * (version + 1))]
             assert [e.version for e in batch] == [version] * 3
             assert {v for e in batch for t in e.trajectories for v in t.versions} == {-1, version}
-            rollouts.publish(_update(version + 1))
+            rollouts.publish(update(version + 1))
 
 
 def test_at_most_max_running_at_once() -> None:
@@ -199,7 +191,7 @@ def test_an_episode_lives_through_a_publish_and_carries_both_versions() -> None:
     workflow = Twice()
     with _rollouts(workflow, engine, batch=1, eta=1) as rollouts:
         _until(lambda: len(workflow.began) == 2)
-        rollouts.publish(_update(1))
+        rollouts.publish(update(1))
         _permit(rollouts, workflow, 1)
         (episode,) = rollouts.next_batch()
     assert episode.version == 0
@@ -211,7 +203,7 @@ def test_a_refused_update_does_not_count() -> None:
     with _rollouts(engine=engine) as rollouts:
         engine.difference = 0.5
         with pytest.raises(EnginesExhausted, match=r"differs by 0\.5"):
-            rollouts.publish(_update(1))
+            rollouts.publish(update(1))
         assert rollouts._session.buffer.version == 0
 
 
@@ -311,7 +303,7 @@ def test_what_comes_to_nothing_is_counted_and_its_place_is_used_again(fate: str)
     with _rollouts(workflow, engine if fate == "failed" else None, batch=4) as rollouts:
         for version in range(3):
             assert len(rollouts.next_batch()) == 4
-            rollouts.publish(_update(version + 1))
+            rollouts.publish(update(version + 1))
         counts = {name.partition("/")[2]: n for name, n in rollouts.counts.items()}
     ended = sum(counts[k] for k in ("trained", "failed", "filtered", "dropped_stale"))
     assert counts["admitted"] == ended + counts["in_flight"] + counts["buffered"]

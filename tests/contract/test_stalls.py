@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from session_support import Solo, numbered_rows, update
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import ErrorBudgetSpent, Stall
@@ -18,18 +18,7 @@ from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
-from arealite.types import ModelRequest, Probe, Trajectory, WeightUpdate
-
-UPDATE = WeightUpdate(0, "/v0", Probe((1, 2), (-1.0,), 0.1))
-
-
-def _rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"0:{i}", {"row": i}) for i in itertools.count())
-
-
-class Solo:
-    async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
-        return [Trajectory.from_response(await engine.agenerate(ModelRequest([1, 2])), 1.0)]
+from arealite.types import Trajectory
 
 
 class Sleeps(Solo):
@@ -45,9 +34,9 @@ def _first_batch(engine: Any, workflow: Any, limits: Limits, **options: Any) -> 
     """(the first batch, the session) under a virtual clock: hours cost nothing."""
 
     async def play() -> Any:
-        session = Session(engine, workflow, _rows(), limits, **options)
+        session = Session(engine, workflow, numbered_rows(), limits, **options)
         await session.wait_ready()
-        await session.publish(UPDATE)
+        await session.publish(update(0))
         return await session.next_batch(), session
 
     return run_virtually(play())
@@ -167,8 +156,10 @@ def test_a_held_out_set_may_be_slow_too() -> None:
 
     async def play() -> Any:
         engine = Counts(lambda request, serial: Sample(length=1, first_s=36000.0))
-        session = Session(engine, Solo(), _rows(), Limits(1, 0), eval_rows=[("valid:0", {})])
-        await session.publish(UPDATE)
+        session = Session(
+            engine, Solo(), numbered_rows(), Limits(1, 0), eval_rows=[("valid:0", {})]
+        )
+        await session.publish(update(0))
         return await session.evaluate(0)
 
     assert run_virtually(play())["eval/valid/samples"] == 1.0
@@ -180,9 +171,9 @@ def test_a_held_out_set_that_stands_still_is_a_stall(tmp_path: Path) -> None:
         report = tmp_path / "stall.txt"
         rows = [("valid:0", {})]
         session = Session(
-            engine, Solo(), _rows(), Limits(1, 0), eval_rows=rows, stall_report=report
+            engine, Solo(), numbered_rows(), Limits(1, 0), eval_rows=rows, stall_report=report
         )
-        await session.publish(UPDATE)
+        await session.publish(update(0))
         return await session.evaluate(0)
 
     with pytest.raises(Stall, match="the held-out set at version 0"):
@@ -223,9 +214,9 @@ def test_tokens_that_are_never_young_end_the_run() -> None:
 
     async def play() -> None:
         engine = ScriptedEngine(lambda request, serial: Sample(length=1, token_s=1.0))
-        session = Session(engine, _with_versions(0), _rows(), Limits(2, 2))
+        session = Session(engine, _with_versions(0), numbered_rows(), Limits(2, 2))
         for version in range(9):
-            await session.publish(WeightUpdate(version, "", UPDATE.probe))
+            await session.publish(update(version))
             await session.next_batch()
 
     with pytest.raises(ErrorBudgetSpent, match="120 finished episodes were too old"):
@@ -268,10 +259,10 @@ def test_a_held_out_failure_is_in_no_count_of_training() -> None:
     async def play() -> Session:
         rows = [(f"valid:{i}", {"row": i}) for i in range(4)]
         session = Session(
-            ScriptedEngine(), Solo(), _rows(), Limits(1, 0),
+            ScriptedEngine(), Solo(), numbered_rows(), Limits(1, 0),
             eval_workflow=Fails(), eval_rows=rows,
         )  # fmt: skip
-        await session.publish(UPDATE)
+        await session.publish(update(0))
         await session.evaluate(0)
         return session
 

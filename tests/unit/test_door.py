@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from session_support import numbered_rows, update
 
 from arealite.engines.scripted import ScriptedEngine
 from arealite.errors import ArealiteError, ErrorBudgetSpent, Stall
@@ -24,9 +24,7 @@ from arealite.types import (
     Episode,
     GenerationHyperparameters,
     ModelRequest,
-    Probe,
     Trajectory,
-    WeightUpdate,
 )
 
 GCONFIG = GenerationHyperparameters(max_new_tokens=16)
@@ -41,19 +39,11 @@ class Workflow:
         self.started: list[int] = []
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
-        self.started.append(data["index"])
+        self.started.append(data["row"])
         request = ModelRequest([1, 2, 3], GCONFIG)
         responses = await asyncio.gather(*(engine.agenerate(request) for _ in range(self.group)))
         self.ended.release()
         return [Trajectory.from_response(r, float(i)) for i, r in enumerate(responses)]
-
-
-def _rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"0:{i}", {"index": i}) for i in itertools.count())
-
-
-def _update(version: int) -> WeightUpdate:
-    return WeightUpdate(version, f"/v{version}", Probe((1, 2), (-1.0,), 0.1))
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def rollouts() -> Iterator[Callable[..., Rollouts]]:
         limits = {"batch_size": 4, "eta": 2, "stall_timeout_s": 30.0}
         limits |= {k: options.pop(k) for k in list(options) if k in Limits.__annotations__}
         return Rollouts(
-            engine or ScriptedEngine(), workflow, options.pop("rows", None) or _rows(),
+            engine or ScriptedEngine(), workflow, options.pop("rows", None) or numbered_rows(),
             Limits(**limits), **options
         )  # fmt: skip
 
@@ -92,15 +82,15 @@ def test_a_filter_that_raises_ends_the_run_with_its_cause(
         raise ZeroDivisionError("in keep")
 
     with rollouts(Workflow(), keep=keep) as door:
-        door.publish(_update(0))
+        door.publish(update(0))
         with pytest.raises(ZeroDivisionError, match="in keep"):
             door.next_batch()
 
 
 def test_rows_that_end_are_told(rollouts: Callable[..., Rollouts]) -> None:
-    rows = list(itertools.islice(_rows(), 2))
+    rows = list(numbered_rows(2))
     with rollouts(Workflow(), rows=rows) as door:
-        door.publish(_update(0))
+        door.publish(update(0))
         with pytest.raises(ArealiteError, match="rows ended"):
             door.next_batch()
 
@@ -117,7 +107,7 @@ def test_code_that_blocks_the_event_loop_is_named(
             freed.wait(60.0)  # what a reward that never returns does
 
     with rollouts(Blocks(), stall_timeout_s=0.1) as door:
-        door.publish(_update(0))
+        door.publish(update(0))
         with pytest.raises(Stall, match=r"wait \(.*threading.py, line \d+\) does not return"):
             door.next_batch()
     freed.set()
@@ -138,7 +128,7 @@ def test_a_workflow_that_ends_the_interpreter_is_told_with_its_line(
 
     for _ in range(5):  # which task is told first is chance
         with rollouts(Ends()) as door:
-            door.publish(_update(0))
+            door.publish(update(0))
             with pytest.raises(ErrorBudgetSpent, match=r"SystemExit\(3\) \(.*test_door.py, line"):
                 door.next_batch()
         tasks = [one for one in gc.get_objects() if isinstance(one, asyncio.Task)]
@@ -150,9 +140,9 @@ def test_an_evaluation_in_which_most_rows_fail_is_no_number(
 ) -> None:
     class Fails(Workflow):
         async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> Any:
-            return await super().arun_episode(engine, data) if data["index"] == 0 else 3
+            return await super().arun_episode(engine, data) if data["row"] == 0 else 3
 
-    rows = [(f"valid:{i}", {"index": i}) for i in range(3)]
+    rows = [(f"valid:{i}", {"row": i}) for i in range(3)]
     words = "2 of 3 held-out rows failed; the last one: row"
     with rollouts(Workflow(), eval_workflow=Fails(), eval_rows=rows) as door:
         found = door.evaluate(0)
@@ -172,11 +162,11 @@ def test_code_that_blocks_in_a_held_out_episode_is_named_too(
             released.wait(60.0)
             return await super().arun_episode(engine, data)
 
-    held_out = [("valid:0", {"index": 0})]
+    held_out = [("valid:0", {"row": 0})]
     options: dict[str, Any] = {"eval_workflow": Blocks(), "eval_rows": held_out}
     with rollouts(Workflow(), stall_timeout_s=0.1, **options) as door:
         thread = door._thread
-        door.publish(_update(0))
+        door.publish(update(0))
         with pytest.raises(Stall, match=r"because .* does not return"):
             door.evaluate(0).result()
     released.set()
@@ -197,9 +187,9 @@ def test_user_code_that_swallows_every_cancel_does_not_hold_the_end_up(
                     await asyncio.sleep(0.05)
             return None
 
-    with Rollouts(ScriptedEngine(), Swallows(), _rows(), Limits(2, 0)) as ended:
+    with Rollouts(ScriptedEngine(), Swallows(), numbered_rows(), Limits(2, 0)) as ended:
         thread = ended._thread
-        ended.publish(_update(0))
+        ended.publish(update(0))
     assert thread is not None
     assert thread.is_alive()
     released.set()
