@@ -13,20 +13,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_config import BASE
 from typos import TWENTY
 
 from arealite.config import Config, load, to_yaml
 from arealite.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-BASE: dict[str, Any] = {
-    "experiment_name": "test",
-    "actor": {"path": "models/m"},
-    "rollout": {"reward_fn": "reward.py:compute_score"},
-    "gconfig": {"n_samples": 4},
-    "train_dataset": {"path": "train.jsonl"},
-}
 
 
 def write(folder: Path, text: str | bytes) -> Path:

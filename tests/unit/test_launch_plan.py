@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plain_config import BASE
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
@@ -21,13 +22,6 @@ UNKNOWN = Facts(
     kv_bytes_per_token=None,
     max_positions=None,
 )
-BASE = {
-    "experiment_name": "test",
-    "actor": {"path": "models/m"},
-    "rollout": {"reward_fn": "reward.py:compute_score"},
-    "gconfig": {"n_samples": 4},
-    "train_dataset": {"path": "train.jsonl"},
-}
 
 
 def config_of(folder: Path, *overrides: str) -> Config:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from plain_config import BASE
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
-
-BASE: dict[str, Any] = {
-    "experiment_name": "test",
-    "actor": {"path": "models/m"},
-    "rollout": {"reward_fn": "reward.py:compute_score"},
-    "gconfig": {"n_samples": 4},
-    "train_dataset": {"path": "train.jsonl"},
-}
 
 
 @pytest.fixture(autouse=True)

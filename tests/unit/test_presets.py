@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_learning_rules import BASE
+from plain_config import BASE
 
 from arealite.config import ActorConfig, Config, load, to_yaml
 from arealite.config.presets import PRESETS, describe, keys_of
