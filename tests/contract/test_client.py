@@ -26,14 +26,11 @@ from client_support import (
     says,
 )
 
-from arealite.engines import client, http
+from arealite.engines import client
 from arealite.errors import EngineError, EnginesExhausted
 
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
+pytest_plugins = ["client_fixtures"]
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 # --- coalescing

@@ -12,14 +12,14 @@ from client_support import UPDATE, FakeServer, ask, client_of, refusing, run, sa
 from arealite.engines import http
 from arealite.errors import EngineError, EnginesExhausted
 
+pytest_plugins = ["client_fixtures"]
+
 FAULTS = WIRE | ANSWERS
 CONTROL = ("/pause_generation", "/update_weights_from_disk", "/continue_generation")
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
+def _small(short_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_REPLY_BYTES", 20_000_000)
 
 
