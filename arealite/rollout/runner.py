@@ -49,8 +49,7 @@ async def play(
     SAMPLE_ID.set(sample_id)
     try:
         result = await workflow.arun_episode(engine, row)
-    except ArealiteError as error:
-        error.add_note(f"row {sample_id}")
+    except ArealiteError:  # as it is: requests that travelled as one share the object
         raise
     except asyncio.CancelledError:
         if _is_cancelled():

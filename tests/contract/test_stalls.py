@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import pytest
 from session_support import Solo, numbered_rows, update
 
 from arealite.engines.scripted import Sample, ScriptedEngine
-from arealite.errors import ErrorBudgetSpent, Stall
+from arealite.errors import EngineError, ErrorBudgetSpent, Stall
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
-from arealite.types import Trajectory
+from arealite.types import ModelRequest, ModelResponse, Trajectory
 
 
 class Sleeps(Solo):
@@ -119,6 +120,22 @@ def test_errors_are_counted_by_kind_and_the_first_is_kept_whole() -> None:
     assert "row 0:1" in failures["workflow"]["first"]
     assert "raise KeyError" in failures["workflow"]["traceback"]
     assert session.counts["counts/failed"] == 3
+
+
+def test_an_error_that_many_rows_share_says_the_same_after_each() -> None:
+    shared = EngineError("no server answered")
+
+    class Lost(ScriptedEngine):
+        async def agenerate(self, request: ModelRequest) -> ModelResponse:
+            answer: asyncio.Future[ModelResponse] = asyncio.Future()
+            answer.set_exception(shared)  # as the client tells all who wait for one request
+            return await answer
+
+    with pytest.raises(ErrorBudgetSpent, match="the last one: row 0:7: no server answered"):
+        _first_batch(Lost(), Solo(), Limits(8, 0))
+    assert traceback.format_exception_only(shared) == [
+        "arealite.errors.EngineError: no server answered\n"
+    ]
 
 
 def test_a_filter_that_lets_nothing_pass_ends_the_run() -> None:
