@@ -86,6 +86,7 @@ async def play_in_time(
         what=what,
         deadline_s=limits.episode_timeout_s,
         error=EpisodeTimeout,
+        whole=True,
     )
 
 

@@ -30,11 +30,8 @@ def describe(
     lines = [
         f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {sentence}",
         "",
-        "Who owes what (oldest first)",
-        *(
-            f"  {w['owner']} owes {w['what']} for {w['seconds']:.1f} s, {w['count']} time(s)"
-            for w in waits.summary()
-        ),
+        "Who owes what (oldest first; what is made of others last)",
+        *map(_debt, waits.summary()),
         "",
         "What was tried",
         *(f"  {what}" for what in tried or ["nothing"]),
@@ -46,6 +43,12 @@ def describe(
         *thread_stacks(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _debt(wait: Mapping[str, Any]) -> str:
+    limit, seconds, count = wait["deadline_s"], wait["seconds"], wait["count"]
+    deadline = "no deadline of its own" if limit is None else f"deadline {limit:g} s"
+    return f"  {wait['owner']} owes {wait['what']} for {seconds:.1f} s, {count} time(s); {deadline}"
 
 
 def task_stacks(tasks: set[asyncio.Task[Any]]) -> Iterator[str]:

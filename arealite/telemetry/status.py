@@ -7,7 +7,8 @@ Fields, a contract (a reader takes an absent one as unknown):
     pid             of the writer; started, time: unix seconds of the start and of this file.
                     `time` is renewed every second: an old one in an unfinished phase is a dead run
     eta_s           seconds to the end, as the run estimates it
-    waiting_for     [{owner, what, count, seconds, deadline_s}], oldest first, at most 8 groups
+    waiting_for     [{owner, what, count, seconds, deadline_s}], oldest first, at most 32 groups;
+                    what is made of other waits (an episode, a batch) stands after them
     waits           how many waits are open in all
     counts          {admitted, in_flight, buffered, trained, filtered, dropped_stale, failed, ...}
     metrics         the last metrics of interest, flat keys as in metrics.jsonl
@@ -38,7 +39,7 @@ PHASES: tuple[str, ...] = get_args(Phase)
 FINAL_PHASES = ("done", "failed")
 
 _MIN_INTERVAL_S = 0.5
-_MAX_GROUPS = 8
+_MAX_GROUPS = 32
 _MAX_ALARMS = 20
 
 log = logging.getLogger("arealite.telemetry")

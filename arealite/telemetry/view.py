@@ -132,7 +132,7 @@ class View:
         return [Evaluated(name, key, *series(self.rows, key)) for name, key in keys.items()]
 
     def waits(self) -> list[str]:
-        """`engine :41233, a reply, 0.3 s (64 times)`, oldest first."""
+        """`engine :41233, a reply, 0.3 s (64 times)`, in the order of status.json."""
         told = self.status.get("waiting_for")
         lines = []
         for wait in told if isinstance(told, list) else []:

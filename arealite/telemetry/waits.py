@@ -1,8 +1,12 @@
 """Who waits for whom: the one registry through which every wait of a run goes.
 
 A stall must never be silent, so each wait names who owes what (`owner`, `what`) and how long it
-may take. status.json shows the oldest waits, and a wait that passes its deadline ends in an error
-that says the same.
+may take. A wait that passes its deadline ends in an error that says the same.
+
+Waits are told oldest first, but a wait for something *whole*, which is itself made of waits (an
+episode of requests, a batch of episodes), after all others: which server does not answer says more
+than that an episode has not ended. Where nothing else is open, the whole is the cause itself: a
+workflow that does not return.
 """
 
 from __future__ import annotations
@@ -19,17 +23,24 @@ T = TypeVar("T")
 
 
 class Wait:
-    """One open wait, used as `with`. since: time.monotonic() seconds at which it began."""
+    """One open wait, used as `with`. since: time.monotonic() seconds at which it began. whole:
+    see Waits.on."""
 
-    __slots__ = ("_open", "deadline_s", "owner", "since", "what")
+    __slots__ = ("_open", "deadline_s", "owner", "since", "what", "whole")
 
     def __init__(
-        self, opened: dict[Wait, None], owner: str, what: str, deadline_s: float | None
+        self,
+        opened: dict[Wait, None],
+        owner: str,
+        what: str,
+        deadline_s: float | None,
+        whole: bool,
     ) -> None:
         self._open = opened
         self.owner = owner
         self.what = what
         self.deadline_s = deadline_s
+        self.whole = whole
         self.since = 0.0
 
     def __enter__(self) -> Wait:
@@ -62,21 +73,24 @@ class Waits:
     def __init__(self) -> None:
         self._open: dict[Wait, None] = {}
 
-    def on(self, owner: str, what: str, deadline_s: float | None = None) -> Wait:
+    def on(
+        self, owner: str, what: str, deadline_s: float | None = None, *, whole: bool = False
+    ) -> Wait:
         """`with waits.on("engine :4123", "a reply", 60.0): ...`, around an await or in a thread.
 
-        It only records; the deadline is applied by waited(), or by whoever reads overdue().
+        whole: what is waited for is itself made of waits that are on record; it is told after
+        them. It only records; the deadline is applied by waited(), or by whoever reads overdue().
         """
-        return Wait(self._open, owner, what, deadline_s)
+        return Wait(self._open, owner, what, deadline_s, whole)
 
     def count(self) -> int:
         """How many waits are open. (No __len__: an empty registry must not be false.)"""
         return len(self._open)
 
     def oldest(self, now: float | None = None) -> Wait | None:
-        """The wait that has lasted longest, of those begun before `now` (monotonic seconds)."""
+        """The first to tell of those begun before `now` (monotonic seconds): see above."""
         begun = [w for w in list(self._open) if now is None or w.since <= now]
-        return min(begun, key=lambda wait: wait.since, default=None)
+        return min(begun, key=_order, default=None)
 
     def overdue(self, now: float | None = None) -> list[Wait]:
         """The waits past their deadline at `now` (monotonic seconds), oldest first."""
@@ -86,13 +100,14 @@ class Waits:
         return sorted(late, key=lambda wait: wait.since)
 
     def summary(self, now: float | None = None) -> list[dict[str, Any]]:
-        """One mapping per (owner, what), oldest first: owner, what, count, seconds, deadline_s.
+        """One mapping per (owner, what), in the order of telling (see above): owner, what, count,
+        seconds, deadline_s.
 
         seconds: the age of the oldest wait of the group, whose deadline_s is given with it.
         """
         at = time.monotonic() if now is None else now
         groups: dict[tuple[str, str], dict[str, Any]] = {}
-        for wait in sorted(list(self._open), key=lambda wait: wait.since):  # noqa: C414
+        for wait in sorted(list(self._open), key=_order):  # noqa: C414
             group = groups.setdefault(
                 (wait.owner, wait.what),
                 {
@@ -107,6 +122,10 @@ class Waits:
         return list(groups.values())
 
 
+def _order(wait: Wait) -> tuple[bool, float]:
+    return wait.whole, wait.since
+
+
 async def waited(
     awaitable: Awaitable[T],
     *,
@@ -115,13 +134,14 @@ async def waited(
     what: str,
     deadline_s: float | None,
     error: type[ArealiteError] = Stall,
+    whole: bool = False,
 ) -> T:
-    """Awaits, under a name and a deadline (seconds, None for no limit). Every wait goes through it.
+    """Awaits, under a name and a deadline (seconds, None for no limit). whole: see Waits.on.
 
     Raises `error` naming owner, what and seconds when the deadline passes; the awaitable is then
     cancelled. A TimeoutError of the awaitable itself is passed on as it is.
     """
-    with waits.on(owner, what, deadline_s) as wait:
+    with waits.on(owner, what, deadline_s, whole=whole) as wait:
         limit = asyncio.timeout(deadline_s)
         try:
             async with limit:

@@ -19,6 +19,8 @@ from arealite.rollout.session import Session
 from arealite.simulate.clock import run_virtually
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
+from arealite.telemetry.view import View
+from arealite.telemetry.waits import Waits
 from arealite.types import ModelRequest, ModelResponse, Trajectory
 
 
@@ -70,6 +72,44 @@ def test_a_stall_ends_in_a_report_that_names_all(tmp_path: Path) -> None:
         "thread MainThread is at",
     ):
         assert words in text, f"{words!r} is not in\n{text}"
+
+
+def test_the_server_that_owes_a_reply_is_told_before_the_episode(tmp_path: Path) -> None:
+    waits, folder, told = Waits(), RunFolder(tmp_path), []
+    status, report = Status(folder, waits), tmp_path / "stall.txt"
+
+    class Asks(ScriptedEngine):
+        """As the client does: every request is a wait."""
+
+        async def agenerate(self, request: ModelRequest) -> ModelResponse:
+            with waits.on("server :1", "POST /generate", 60.0):
+                return await super().agenerate(request)
+
+    async def play() -> None:
+        engine = Asks(lambda request, serial: Sample(outcome="hang"))
+        options = {"waits": waits, "status": status, "stall_report": report}
+        session = Session(engine, Solo(), numbered_rows(), Limits(2, 0), **options)
+        await session.publish(update(0))
+        batch = asyncio.create_task(session.next_batch())
+        await asyncio.sleep(1.0)
+        session.tell_counts()
+        status.flush()
+        told.extend(View("", read_status(folder), [], 0.0).waits())
+        await batch
+
+    with pytest.raises(Stall, match=r"; server :1 owes POST /generate; the report is"):
+        run_virtually(play())
+    parts = [line.split(", ")[:2] for line in told]
+    assert parts[0] == ["server :1", "POST /generate"]
+    assert sorted(parts[1:]) == [
+        ["rollouts", "a batch of 2 episodes"],
+        ["workflow", "an episode"],
+    ]
+    debts = [line for line in report.read_text().splitlines() if " time(s)" in line]
+    assert debts[0].startswith("  server :1 owes POST /generate for ")
+    assert debts[0].endswith(" s, 2 time(s); deadline 60 s")
+    ends = {debt.split(" owes ")[0].strip(): debt.rpartition("; ")[2] for debt in debts[1:]}
+    assert ends == {"rollouts": "deadline 600 s", "workflow": "no deadline of its own"}
 
 
 def test_slow_is_no_stall() -> None:

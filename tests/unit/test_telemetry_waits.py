@@ -39,6 +39,21 @@ def test_summary_groups_and_begins_with_the_oldest() -> None:
             assert waits.oldest(now=first.since) is first
 
 
+def test_what_is_made_of_other_waits_is_told_after_them() -> None:
+    waits = Waits()
+    with waits.on("rollouts", "a batch", 600.0, whole=True) as batch:
+        with waits.on("workflow", "an episode", whole=True):
+            assert waits.oldest() is batch
+            with waits.on("server :1", "a reply", 60.0) as reply:
+                assert waits.oldest() is reply
+                assert [(g["owner"], g["deadline_s"]) for g in waits.summary()] == [
+                    ("server :1", 60.0),
+                    ("rollouts", 600.0),
+                    ("workflow", None),
+                ]
+            assert waits.overdue(now=batch.since + 601.0) == [batch]
+
+
 def test_threads_may_come_and_go_while_others_look() -> None:
     waits, stop = Waits(), threading.Event()
 
