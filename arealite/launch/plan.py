@@ -14,6 +14,7 @@ from arealite.config.presets import describe
 from arealite.config.secrets import hide, hide_command
 from arealite.errors import ConfigError
 from arealite.launch.facts import Facts
+from arealite.telemetry.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def make_plan(
         Prepare(Path(step.makes), _command(step.run), step.timeout_s, hide_command(step.run))
         for step in config.prepare
     )
+    folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
     return Plan(
-        run_folder=Path(config.fileroot).expanduser() / config.experiment_name / config.trial_name,
+        run_folder=folder.path,
         prepare=prepare,
         servers=tuple(_servers(config, threads["server"])) if config.mode == "rl" else (),
         trainer=Process(
