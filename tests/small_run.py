@@ -10,12 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COUNTDOWN = ROOT / "examples" / "countdown"
 CONFIG = str(COUNTDOWN / "cpu.yaml")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+"""Of real runs: this checkout's code, and a thread each, since machines for tests are small."""
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment,
+        [sys.executable, *arguments], cwd=cwd, env=ENVIRONMENT,
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
 

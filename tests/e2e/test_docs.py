@@ -1,17 +1,15 @@
 """The documentation is executed: what it tells a reader to type works."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_run import ENVIRONMENT, ROOT
 
 from arealite.config.reference import reference
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
@@ -21,9 +19,8 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 def shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable if word == "python" else word for word in line.split()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=240, check=False
+        command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False
     )
 
 

@@ -294,9 +294,9 @@ def test_a_prepare_step_that_ignores_the_request_is_ended_after_the_grace(tmp_pa
 # --- the command
 
 
-def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ran(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "arealite.launch", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env=ENVIRONMENT,
         capture_output=True,
@@ -304,6 +304,10 @@ def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return ran(cwd, "-m", "arealite.launch", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -402,15 +406,7 @@ def test_the_seeds_command_prints_its_plan_in_both_forms(tmp_path: Path) -> None
     assert "runs/countdown-grpo/trial1" in plain.stdout
     assert "256 rows x 8 samples = 2048 samples" in plain.stdout
     assert "Qwen/Qwen2.5-3B-Instruct" in plain.stdout
-    script = subprocess.run(
-        [sys.executable, str(folder / "train.py"), "--config", config, *SEED],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    script = ran(tmp_path, str(folder / "train.py"), "--config", config, *SEED)
     assert (script.returncode, script.stderr, script.stdout) == (0, "", plain.stdout)
     assert list(tmp_path.iterdir()) == []
 

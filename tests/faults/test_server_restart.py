@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import CONFIG, ROOT, small_folder
+from small_run import CONFIG, ENVIRONMENT, small_folder
 
 from arealite.errors import ConfigError, EnginesExhausted
 from arealite.launch.local import Supervisor
@@ -132,7 +132,7 @@ class Launched:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "arealite.launch", "--config", CONFIG, *SMALL, *settings],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=ENVIRONMENT,
             stdout=self.output,
             stderr=subprocess.STDOUT,
         )

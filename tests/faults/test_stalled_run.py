@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import CONFIG, ROOT, small_folder
+from small_run import CONFIG, ENVIRONMENT, small_folder
 
 DEADLINE_S = 200.0
 
@@ -48,7 +48,7 @@ def test_a_server_that_stands_still_ends_the_run_with_a_report(tmp_path: Path) -
     launcher = subprocess.Popen(
         [sys.executable, "-m", "arealite.launch", "--config", CONFIG, *settings],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
