@@ -62,7 +62,8 @@ class EpisodeTimeout(EpisodeError):
 class Unscorable(EpisodeError):
     """The reward function could not score this sample.
 
-    reason: raised | timeout | killed | memory | junk (it returned what is no finite number).
+    reason: raised | timeout | killed | memory | junk (it returned what is no finite number) |
+    service (a judge or scorer did not answer).
     tail: the end of the reward's own traceback, where there is one.
     """
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from arealite.errors import ConfigError, words
-from arealite.protocols import Reward, Workflow
+from arealite.errors import ArealiteError, ConfigError, words
+from arealite.protocols import Workflow
 from arealite.types import Episode
 
 SHIPPED_WORKFLOWS = str(Path(__file__).resolve().parents[1] / "workflows")
@@ -35,18 +35,6 @@ def split_reference(reference: str) -> tuple[str, str]:
     if not (module and name.isidentifier()):
         raise ConfigError(f"{reference!r} names no code; write pkg.mod:Name or path/file.py:name")
     return module, name
-
-
-def load_reward(reference: str) -> Reward:
-    """A function that can be called with (solution_str, ground_truth)."""
-    function = load_object(reference)
-    _check_call(
-        function,
-        reference,
-        ("", {}),
-        "a reward function is called as compute_score(solution_str, ground_truth)",
-    )
-    return cast(Reward, function)
 
 
 def load_filter(reference: str) -> Callable[[Episode], bool]:
@@ -96,7 +84,7 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
             f"{reference} cannot be built: {error}; its __init__ may name gconfig, tokenizer, "
             "reward_fn, and what rollout.workflow_kwargs gives"
         ) from None
-    return cast(Workflow, _executed(lambda: cls(**arguments), reference, "built"))
+    return cast(Workflow, executed(lambda: cls(**arguments), reference, "built"))
 
 
 def _check_call(
@@ -134,7 +122,7 @@ def _from_file(path: Path) -> Any:
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        _executed(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
+        executed(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
     except ConfigError:
         del sys.modules[name]
         raise
@@ -145,16 +133,18 @@ def _by_name(name: str) -> Any:
     """The module of this name; a user's own folder `workflows` does not hide the one shipped."""
     root, _, rest = name.partition(".")
     if root == "workflows" and rest:
-        package = _executed(lambda: importlib.import_module(root), root)
+        package = executed(lambda: importlib.import_module(root), root)
         if SHIPPED_WORKFLOWS not in package.__path__:
             package.__path__ = [*package.__path__, SHIPPED_WORKFLOWS]
-    return _executed(lambda: importlib.import_module(name), name)
+    return executed(lambda: importlib.import_module(name), name)
 
 
-def _executed(run: Callable[[], Any], name: str, what: str = "imported") -> Any:
-    """Runs a user's code, which may raise anything, or end the interpreter."""
+def executed(run: Callable[[], Any], name: str, what: str = "imported") -> Any:
+    """Runs a user's code, which may raise anything, or end the interpreter. Raises ConfigError."""
     try:
         return run()
+    except ArealiteError:
+        raise
     except (Exception, SystemExit) as error:
         where = _last_line(error, name)
         raise ConfigError(f"{name}{where} cannot be {what}: {words(error)}") from None

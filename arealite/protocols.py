@@ -72,7 +72,10 @@ class ChecksRows(Protocol):
 
 
 class Reward(Protocol):
-    """A reward file's function: the score, or named components that are summed."""
+    """A reward file's function: the score, or named components that are summed.
+
+    The forms of AReaL and TRL are accepted, too: see arealite.rewards.signature.
+    """
 
     def __call__(self, solution_str: str, ground_truth: Any) -> float | Mapping[str, float]: ...
 

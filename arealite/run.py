@@ -25,7 +25,7 @@ from arealite.loading import load_workflow
 from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
 from arealite.rewards.opening import open_reward
-from arealite.rewards.scorer import Kept, Score
+from arealite.rewards.scorer import Kept, Scoring
 from arealite.rollout.door import Evaluating, Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
@@ -239,9 +239,9 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     )
     quarantine = Quarantine(run.folder.quarantine, run.status.alarm)
     run.closing.callback(quarantine.close)
-    score: Score | None = None
-    if config.rollout.reward_fn:
-        score = run.closing.enter_context(open_reward(config, run.status.alarm))
+    score: Scoring | None = None
+    if config.rollout.reward_fn or config.reward.functions:
+        score = run.closing.enter_context(open_reward(config, run.status.alarm, run.waits))
     workflow, eval_workflow = (
         _workflow(run, gconfig, None if score is None else Kept(score, quarantine, held_out))
         for gconfig, held_out in ((config.gconfig, False), (_eval_gconfig(config), True))
@@ -268,7 +268,7 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     )
 
 
-def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Score | None) -> Workflow:
+def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Scoring | None) -> Workflow:
     rollout = run.config.rollout
     offered: dict[str, Any] = {"gconfig": gconfig, "tokenizer": run.tokenizer}
     if reward is not None:

@@ -107,6 +107,24 @@ class ModelResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample as a reward function may ask about it.
+
+    ground_truth: what compute_score gets beside the text. prompt: as the row has it, text or chat
+    messages. prompt_text: as the model saw it. row: its columns. What a workflow does not give is
+    None or empty, and a reward function that takes it cannot be used with that workflow.
+    """
+
+    text: str
+    ground_truth: Any = None
+    prompt: Any = None
+    prompt_text: str | None = None
+    prompt_ids: Sequence[int] = ()
+    completion_ids: Sequence[int] = ()
+    row: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """A token stream with its reward. The four lists have one length T; checked here, once.
 

@@ -30,9 +30,10 @@ import uvloop
 from saving import save
 
 from arealite.errors import Unscorable
-from arealite.loading import load_reward
-from arealite.rewards.pool import Limits, Pool
+from arealite.loading import load_object
+from arealite.rewards.pool import Pool
 from arealite.rewards.scorer import Scorer
+from arealite.rewards.template import Limits
 
 COUNTDOWN = "examples/countdown/reward_score.py:compute_score"
 TEXT = "I add them. <answer>(7 - 3) * 6</answer>"
@@ -51,7 +52,7 @@ Score = Callable[[str, Any], Awaitable[Any]]
 
 def score_countdown(text: str, truth: Any) -> Any:
     """What the libraries' pools call; each of their workers loads the file once."""
-    return load_reward(COUNTDOWN)(text, truth)
+    return load_object(COUNTDOWN)(text, truth)
 
 
 def of_executor(pool: concurrent.futures.Executor) -> Score:
@@ -82,7 +83,7 @@ async def ms_per_call(score: Score, calls: int) -> float:
 async def compare(calls: int, rounds: int, pools: dict[str, Pool]) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     ways: dict[str, tuple[Score, int]] = {
-        "inline": (Scorer(load_reward(COUNTDOWN), COUNTDOWN), calls),
+        "inline": (Scorer(load_object(COUNTDOWN), COUNTDOWN), calls),
         **{
             name: (pool, calls if name == "standard" else calls // 20)
             for name, pool in pools.items()

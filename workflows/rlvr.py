@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from arealite.errors import Unscorable
-from arealite.types import GenerationHyperparameters, ModelRequest, ModelResponse, Trajectory
+from arealite.rewards.scorer import Scoring, score_group
+from arealite.types import (
+    Completion,
+    GenerationHyperparameters,
+    ModelRequest,
+    ModelResponse,
+    Trajectory,
+)
 
 
 class RLVRWorkflow:
@@ -23,7 +31,7 @@ class RLVRWorkflow:
 
     def __init__(
         self,
-        reward_fn: Callable[[str, Any], Awaitable[Any]],
+        reward_fn: Scoring | Callable[[str, Any], Awaitable[Any]],
         gconfig: GenerationHyperparameters,
         tokenizer: Any,
         prompt_key: str = "query",
@@ -41,37 +49,58 @@ class RLVRWorkflow:
         """Raises ValueError where the row cannot be played; see arealite.protocols.ChecksRows."""
         self.prompt_ids(data)
         self.truth(data)
+        check = getattr(self.reward_fn, "check_row", None)
+        if check is not None:
+            check(data)
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+        text = self.prompt_text(data)
         request = ModelRequest(
             rid=uuid.uuid4().hex,
-            input_ids=self.prompt_ids(data),
+            input_ids=self._encoded(text),
             gconfig=self.gconfig.new(n_samples=1),
         )
         n = self.gconfig.n_samples
         responses = await asyncio.gather(*[engine.agenerate(request) for _ in range(n)])
-        truth = self.truth(data)
-        played = await asyncio.gather(*[self._scored(response, truth) for response in responses])
-        trajectories = [t for t in played if isinstance(t, Trajectory)]
+        asked = Completion(
+            text="",
+            ground_truth=self.truth(data),
+            prompt=data[self.prompt_key],
+            prompt_text=text,
+            prompt_ids=request.input_ids,
+            row=data,
+        )
+        completions = [self._completion(asked, response) for response in responses]
+        scores = await score_group(self.reward_fn, completions)
         # A sample without a score is left out, and so out of the others' baseline: no number is
         # right for it. A group of one has no baseline.
+        trajectories = [
+            Trajectory.from_response(response, score, completion.text)
+            for response, score, completion in zip(responses, scores, completions, strict=True)
+            if not isinstance(score, Unscorable)
+        ]
         if len(trajectories) < min(2, n):
-            raise next(error for error in played if isinstance(error, Unscorable))
+            raise next(score for score in scores if isinstance(score, Unscorable))
         return trajectories
 
-    async def _scored(self, response: ModelResponse, truth: Any) -> Trajectory | Unscorable:
+    def _completion(self, asked: Completion, response: ModelResponse) -> Completion:
         text = self.tokenizer.decode(response.output_tokens, skip_special_tokens=True)
-        try:
-            return Trajectory.from_response(response, await self.reward_fn(text, truth), text)
-        except Unscorable as error:
-            return error
+        return replace(asked, text=text, completion_ids=response.output_tokens)
 
     def prompt_ids(self, data: Mapping[str, Any]) -> list[int]:
         """The prompt as token ids."""
+        return self._encoded(self.prompt_text(data))
+
+    def _encoded(self, text: str) -> list[int]:
+        # The template has written the special tokens already.
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def prompt_text(self, data: Mapping[str, Any]) -> str:
+        """The prompt as the model sees it."""
         prompt = self._column(data, "prompt_key", self.prompt_key)
         if isinstance(prompt, str):
             if not self.chat:
-                return list(self.tokenizer.encode(prompt, add_special_tokens=False))
+                return prompt
             prompt = [{"role": "user", "content": prompt}]
         if not isinstance(prompt, list):
             raise ValueError(
@@ -80,7 +109,7 @@ class RLVRWorkflow:
             )
         if self.system is not None:
             prompt = [{"role": "system", "content": self.system}, *prompt]
-        return list(self.tokenizer.encode(self._rendered(prompt), add_special_tokens=False))
+        return self._rendered(prompt)
 
     def truth(self, data: Mapping[str, Any]) -> Any:
         """What the reward function gets beside the text."""

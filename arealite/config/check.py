@@ -147,12 +147,8 @@ def _engine(config: Config) -> Iterator[Broken]:
 def _rl(config: Config) -> Iterator[Broken]:
     yield from _engine(config)
     yield from learning_rules(config)
+    yield from _reward_functions(config)
     n = config.gconfig.n_samples
-    if not config.rollout.reward_fn and config.rollout.workflow == "workflows.rlvr:RLVRWorkflow":
-        yield (
-            "rollout.reward_fn",
-            "it is empty; name a function, like reward_score.py:compute_score",
-        )
     longest = config.train_dataset.max_length + config.gconfig.max_new_tokens
     budget = config.actor.mb_spec.max_tokens_per_mb
     if longest > budget:
@@ -164,6 +160,39 @@ def _rl(config: Config) -> Iterator[Broken]:
         )
     if config.train_dataset.batch_size * n < config.actor.ppo_n_minibatches:
         yield "actor.ppo_n_minibatches", "there are more minibatches than samples in a batch"
+
+
+def _reward_functions(config: Config) -> Iterator[Broken]:
+    functions, alone = config.reward.functions, config.rollout.reward_fn
+    if not (functions or alone) and config.rollout.workflow == "workflows.rlvr:RLVRWorkflow":
+        yield (
+            "rollout.reward_fn",
+            "it is empty; name a function, like reward_score.py:compute_score, or several in "
+            "reward.functions",
+        )
+    if functions and alone:
+        yield "rollout.reward_fn", "reward.functions are given, too; put it among them"
+    names: dict[str, int] = {}
+    for index, function in enumerate(functions):
+        key, name = f"reward.functions[{index}]", function.component
+        if not function.path:
+            yield key, "it has no path; give pkg.mod:function or path/file.py:function"
+        if name in names:
+            yield (
+                key,
+                f"its component is called {name!r}, as that of reward.functions[{names[name]}]; "
+                "give one of them another name",
+            )
+        elif not _NAME.fullmatch(name) or name == "mean":
+            why = "that is the whole reward" if name == "mean" else "use letters, digits and _ . -"
+            yield f"{key}.name", f"{name!r} cannot name a component: {why}"
+        names[name] = index
+        if not math.isfinite(function.weight) or not function.weight:
+            yield f"{key}.weight", f"it is {function.weight}; leave out what shall not count"
+        for field in ("timeout_s", "max_concurrent"):
+            value = getattr(function, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                yield f"{key}.{field}", f"it is {value}, it must be above 0"
 
 
 def _sft(config: Config) -> Iterator[Broken]:

@@ -158,7 +158,10 @@ class RolloutConfig:
 
     workflow: str = opt("workflows.rlvr:RLVRWorkflow", "pkg.mod:Class or path/file.py:Class")
     workflow_kwargs: dict[str, Any] = opt({}, "passed to the workflow's __init__ by name")
-    reward_fn: str = opt("", "pkg.mod:function or path/reward_score.py:compute_score")
+    reward_fn: str = opt(
+        "",
+        "pkg.mod:function or path/reward_score.py:compute_score; several: reward.functions",
+    )
     backend: Literal["embedded"] = opt("embedded", "the inference server that is launched")
     n_servers: int = opt(1, "how many servers are launched")
     device: Literal["cpu", "cuda"] = opt("cpu", "where the servers run")
@@ -206,12 +209,35 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class RewardFunctionConfig:
+    """One of several reward functions; the reward is the weighted sum of what they return."""
+
+    path: str = opt("", "pkg.mod:function or path/file.py:function; or a class, built with kwargs")
+    name: str = opt("", "its component: reward/<name> in the metrics; empty: the function's name")
+    weight: float = opt(1.0, "what it returns is multiplied by this")
+    kwargs: dict[str, Any] = opt({}, "handed to the function, or to the class's __init__, by name")
+    timeout_s: float | None = opt(None, "time limit of its calls; null: reward.timeout_s")
+    max_concurrent: int = opt(
+        32, "calls of an `async def` that are under way at once; the others wait for their turn"
+    )
+
+    @property
+    def component(self) -> str:
+        """The component's name."""
+        return self.name or self.path.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """How the reward function is run.
 
     An `async def` always runs on the event loop. Inline, only timeout_s has a meaning beside the
     mode, and only for an `async def`: what runs in the trainer cannot be killed alone.
     """
+
+    functions: list[RewardFunctionConfig] = opt(
+        [], "several reward functions with weights, in place of rollout.reward_fn"
+    )
 
     mode: Literal["pool", "inline"] = opt(
         "pool",
@@ -307,7 +333,7 @@ class Config:
     ref: RefConfig = section(RefConfig, "the reference model")
     rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
     reward: RewardConfig = section(
-        RewardConfig, "how rollout.reward_fn is run; all but mode is for the pool"
+        RewardConfig, "several reward functions, and how they or rollout.reward_fn are run"
     )
     gconfig: GenerationHyperparameters = section(GenerationHyperparameters, "sampling in training")
     train_dataset: DatasetConfig = section(DatasetConfig, "rows to learn from")

@@ -67,6 +67,7 @@ def check_code(config: Config) -> None:
     for key, reference in (
         ("rollout.workflow", config.rollout.workflow),
         ("rollout.reward_fn", config.rollout.reward_fn),
+        *((f"reward.functions[{i}].path", f.path) for i, f in enumerate(config.reward.functions)),
         *(("rollout.filters", name) for name in config.rollout.filters if name not in SHIPPED),
     ):
         if reference:

@@ -212,10 +212,15 @@ def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> I
         f"sequences      up to {longest_prompt(config)} prompt + "
         f"{config.gconfig.max_new_tokens} new tokens = {context_length(config)}"
     )
-    yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or 'by the workflow'}"
+    yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or _rewards(config)}"
     lines = [line for part in describe(config) for line in textwrap.wrap(part, 85)]
     yield f"algorithm      {lines[0]}"
     yield from (f"               {line}" for line in lines[1:])
+
+
+def _rewards(config: Config) -> str:
+    functions = config.reward.functions
+    return " + ".join(f"{f.weight:g} x {f.component}" for f in functions) or "by the workflow"
 
 
 def _memory(config: Config, facts: Facts) -> Iterator[str]:

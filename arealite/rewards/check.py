@@ -3,26 +3,32 @@
     python -m arealite.rewards check reward.py:compute_score --rows data.jsonl
 
 It says in sentences where the function raises, hangs, crashes, takes memory, returns what is no
-finite number, gives two scores to one text, or pays for what is no answer. Exit code 0: nothing of
-this; 1: something; 2: the file or the rows cannot be used.
+finite number, gives two scores to one text, or pays for what is no answer. A function of TRL's form
+gets each text twice at once, as a group of two; an async one runs in this process. Exit code 0:
+nothing of this; 1: something; 2: the file or the rows cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ConfigError, Unscorable
 from arealite.rewards import hostile
-from arealite.rewards.pool import Limits, Pool
+from arealite.rewards.compose import Component
+from arealite.rewards.opening import in_pool
 from arealite.rewards.probes import hacks
+from arealite.rewards.template import Limits
 from arealite.telemetry.run_folder import read_lines
+from arealite.types import Completion
 
 _SHOWN = 60
 
@@ -37,21 +43,25 @@ class Found:
     unequal: list[str] = field(default_factory=list)
     paid: list[str] = field(default_factory=list)
 
-    async def score(self, pool: Pool, text: str, truth: Any) -> float | None:
+    async def score(self, function: Component, asked: Completion) -> float | None:
         """The score, once it is the same a second time; None where there is none."""
+        group = [asked] * (2 if function.signature.is_group else 1)
         totals: list[float] = []
         for _ in range(2):
             started = time.perf_counter()
-            try:
-                score = await pool(text, truth)
-            except Unscorable as error:
-                self.failures.setdefault(error.reason, []).append(f"{_short(text)}: {error}")
-                return None
+            for outcome in await function.group(group):
+                if isinstance(outcome, Unscorable):
+                    example = f"{_short(asked.text)}: {outcome}"
+                    self.failures.setdefault(outcome.reason, []).append(example)
+                    return None
+                totals.append(sum(outcome.values()) if isinstance(outcome, dict) else outcome)
             self.took.append(time.perf_counter() - started)
-            totals.append(sum(score.values()) if isinstance(score, dict) else score)
         self.scores.append(totals[0])
-        if totals[0] != totals[1]:
-            self.unequal.append(f"{_short(text)} earned {totals[0]:g} and then {totals[1]:g}")
+        for other in totals:
+            if other != totals[0]:
+                text = _short(asked.text)
+                self.unequal.append(f"{text} earned {totals[0]:g} and then {other:g}")
+                break
         return totals[0]
 
     def sentences(self) -> Iterator[str]:
@@ -62,6 +72,7 @@ class Found:
             "killed": "ends its process",
             "memory": "takes too much memory",
             "junk": "returns what is no finite number",
+            "service": "is not answered by its service",
         }
         for reason, examples in self.failures.items():
             yield f"it {words[reason]}, on {len(examples)} text(s), as on {examples[0]}"
@@ -86,56 +97,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--max-rows", type=int, default=20, help="rows that are played")
     check.add_argument("--full", type=float, default=1.0, help="what a right answer earns")
     check.add_argument("--timeout", type=float, default=2.0, help="seconds that a call may take")
+    check.add_argument("--kwargs", default="{}", help="its kwargs of reward.functions, as JSON")
     options = command.parse_args(arguments)
     reference = options.reward
     if reference.endswith(".py"):
         reference += ":compute_score"
-    rows = _rows(options)
-    pool = Pool(reference, Limits(workers=2, timeout_s=options.timeout))
+    asked = _asked(options)
+    function = RewardFunctionConfig(path=reference, kwargs=_kwargs(options.kwargs))
+    limits = Limits(workers=2, timeout_s=options.timeout)
+    with in_pool([function], limits) as ([component], isolation, _):
+        _check_row(component, asked[0].row or {})
+        found = asyncio.run(_played(component, asked, options.full))
+        return _told(reference, asked, found, isolation)
+
+
+def _kwargs(text: str) -> dict[str, Any]:
     try:
-        found = asyncio.run(_played(pool, rows, options.full))
-        return _told(reference, rows, found, pool.isolation)
-    finally:
-        pool.close()
+        kwargs = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--kwargs {text!r} is no JSON: {error}") from None
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f'--kwargs {text!r} is no JSON object, like {{"which": "first"}}')
+    return kwargs
 
 
-def _rows(options: argparse.Namespace) -> list[tuple[Any, str | None]]:
-    """(ground truth, prompt) of each row that is played."""
+def _asked(options: argparse.Namespace) -> list[Completion]:
+    """The rows that are played, each as a completion without a text."""
     if options.rows is None:
-        return [(None, None)]
+        return [_of_row(None, None, None)]
     if not options.rows.is_file():
         raise ConfigError(f"--rows {options.rows}: there is no such file")
-    rows: list[tuple[Any, str | None]] = []
+    asked: list[Completion] = []
     for row in read_lines(options.rows):
         if options.answer_key not in row:
             raise ConfigError(
-                f"--rows {options.rows}, row {len(rows)}: there is no column "
+                f"--rows {options.rows}, row {len(asked)}: there is no column "
                 f"{options.answer_key!r}; its columns are {', '.join(row)}: give --answer-key"
             )
-        prompt = row.get(options.prompt_key)
-        rows.append((row[options.answer_key], prompt if isinstance(prompt, str) else None))
-        if len(rows) >= options.max_rows:
+        asked.append(_of_row(row[options.answer_key], row.get(options.prompt_key), row))
+        if len(asked) >= options.max_rows:
             break
-    if not rows:
+    if not asked:
         raise ConfigError(f"--rows {options.rows} holds no row")
-    return rows
+    return asked
 
 
-async def _played(pool: Pool, rows: list[tuple[Any, str | None]], full: float) -> Found:
+def _of_row(truth: Any, prompt: Any, row: Mapping[str, Any] | None) -> Completion:
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt or "")
+    return Completion("", truth, prompt or "", text, _ids(text), (), row)
+
+
+def _ids(text: str) -> list[int]:
+    """Bytes stand for tokens: there is no tokenizer here."""
+    return list(text.encode(errors="surrogatepass"))
+
+
+def _check_row(function: Component, row: Mapping[str, Any]) -> None:
+    lacking = function.signature.lacking(row)
+    try:
+        if lacking:
+            raise ValueError(f"{function.label} {lacking}")
+        if function.check is not None:
+            function.check(row)
+    except ValueError as error:
+        raise ConfigError(f"{error}; give --rows data.jsonl with it") from None
+
+
+async def _played(function: Component, asked: list[Completion], full: float) -> Found:
     found = Found()
     for text in hostile.texts():
-        await found.score(pool, text, rows[0][0])
-    for truth, prompt in rows:
-        for what, text in hacks(truth, prompt):
-            score = await found.score(pool, text, truth)
+        await found.score(function, _with(asked[0], text))
+    for row in asked:
+        prompt = row.prompt if isinstance(row.prompt, str) and row.row is not None else None
+        for what, text in hacks(row.ground_truth, prompt):
+            score = await found.score(function, _with(row, text))
             if score is not None and score >= full:
                 found.paid.append(f"{score:g} for {what}, {_short(text)}")
     return found
 
 
-def _told(reference: str, rows: list[tuple[Any, str | None]], found: Found, isolation: str) -> int:
+def _with(asked: Completion, text: str) -> Completion:
+    return replace(asked, text=text, completion_ids=_ids(text))
+
+
+def _told(reference: str, asked: list[Completion], found: Found, isolation: str) -> int:
     calls = len(found.took) + sum(map(len, found.failures.values()))
-    played = "no rows" if rows == [(None, None)] else f"{len(rows)} row(s)"
+    has_rows = asked[0].row is not None
+    played = f"{len(asked)} row(s)" if has_rows else "no rows"
     print(f"{reference}: {calls} calls on hostile text and {played}; {isolation}")
     if len(found.took) > 1:
         cuts = statistics.quantiles(found.took, n=100)
@@ -147,7 +195,7 @@ def _told(reference: str, rows: list[tuple[Any, str | None]], found: Found, isol
     wrong = list(found.sentences())
     for sentence in wrong:
         print(f"wrong: {sentence}")
-    if not found.took and rows == [(None, None)]:
+    if not found.took and not has_rows:
         print("nothing was scored: the function needs a ground truth; give --rows data.jsonl")
     if not wrong:
         print("nothing is wrong with it, as far as these texts can tell")

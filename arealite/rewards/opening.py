@@ -1,28 +1,38 @@
-"""The configuration's reward function, ready to be awaited."""
+"""The configuration's reward functions as one, ready to be awaited."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 from arealite.config import Config
-from arealite.loading import load_reward
-from arealite.rewards.pool import Limits, Pool
-from arealite.rewards.scorer import Score, Scorer
+from arealite.config.schema import RewardFunctionConfig
+from arealite.protocols import ChecksRows
+from arealite.rewards.compose import Component, Composed
+from arealite.rewards.pool import Pool
+from arealite.rewards.scorer import Scorer
+from arealite.rewards.signature import label_of, load_reward, time_limit
+from arealite.rewards.template import Limits
+from arealite.telemetry.waits import Waits
 
 log = logging.getLogger("arealite.rewards")
 
 
 @contextmanager
-def open_reward(config: Config, alarm: Callable[[str], None] = log.warning) -> Iterator[Score]:
-    """rollout.reward_fn, run as `reward` says. Raises ConfigError where it cannot be used.
+def open_reward(
+    config: Config, alarm: Callable[[str], None] = log.warning, waits: Waits | None = None
+) -> Iterator[Composed]:
+    """rollout.reward_fn or reward.functions, run as `reward` says. ConfigError where one cannot be.
 
     alarm: hears it where this machine cannot isolate the workers as the configuration asks.
     """
-    reference, reward = config.rollout.reward_fn, config.reward
+    reward, waits = config.reward, waits or Waits()
+    functions = functions_of(config)
     if reward.mode == "inline":
-        yield Scorer(load_reward(reference), reference, reward.timeout_s)
+        yield Composed([_here(f, reward.timeout_s) for f in functions], waits)
         return
     limits = Limits(
         reward.workers,
@@ -31,13 +41,58 @@ def open_reward(config: Config, alarm: Callable[[str], None] = log.warning) -> I
         reward.isolation,
         config.rollout.setup_timeout_s,
     )
-    pool = Pool(reference, limits)
+    with in_pool(functions, limits) as (components, isolation, is_as_asked):
+        (log.info if is_as_asked else alarm)(isolation)
+        yield Composed(components, waits)
+
+
+@contextmanager
+def in_pool(
+    functions: Sequence[RewardFunctionConfig], limits: Limits
+) -> Iterator[tuple[list[Component], str, bool]]:
+    """The functions, in workers where they are not async.
+
+    Also what holds of their isolation, in words, and whether this machine does all that was asked.
+    """
+    pool = Pool(functions, limits)
     try:
-        if pool.is_async:
+        outside = [signature.is_async for signature in pool.signatures]
+        components = [
+            _here(function, limits.timeout_s) if is_outside else _in(pool, index, function)
+            for index, (function, is_outside) in enumerate(zip(functions, outside, strict=True))
+        ]
+        told = [] if all(outside) else [pool.isolation]
+        if all(outside):
             pool.close()
-            yield Scorer(load_reward(reference), reference, reward.timeout_s)
-        else:
-            (log.info if pool.is_as_asked else alarm)(pool.isolation)
-            yield pool
+        if any(outside):
+            names = ", ".join(c.label for c in components if c.signature.is_async)
+            told.append(f"in the trainer, where nothing is refused, because async: {names}")
+        yield components, "; ".join(told), pool.is_as_asked
     finally:
         pool.close()
+
+
+def functions_of(config: Config) -> list[RewardFunctionConfig]:
+    """reward.functions, each with its component's name; or rollout.reward_fn, without one."""
+    if not config.reward.functions:
+        return [RewardFunctionConfig(path=config.rollout.reward_fn)]
+    return [replace(function, name=function.component) for function in config.reward.functions]
+
+
+def _in(pool: Pool, index: int, function: RewardFunctionConfig) -> Component:
+    return Component(
+        label_of(function),
+        pool.signatures[index],
+        partial(pool.group, index=index),
+        function.name,
+        function.weight,
+    )
+
+
+def _here(function: RewardFunctionConfig, default_s: float) -> Component:
+    """In the trainer: inline, or async."""
+    label, loaded = label_of(function), load_reward(function)
+    timeout_s, setting = time_limit(function, default_s)
+    scorer = Scorer(loaded.call, label, timeout_s, function.max_concurrent, setting)
+    check = loaded.call.check_row if isinstance(loaded.call, ChecksRows) else None
+    return Component(label, scorer.signature, scorer.group, function.name, function.weight, check)

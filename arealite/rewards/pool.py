@@ -10,112 +10,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
+from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ArealiteError, ConfigError, ErrorBudgetSpent, Unscorable
-from arealite.rewards.confine import Isolation, environment, in_words
-from arealite.rewards.scorer import checked
+from arealite.rewards.confine import in_words
+from arealite.rewards.scorer import Outcome, Score, alone, checked, together
 from arealite.rewards.seat import Seat
+from arealite.rewards.signature import Arguments, Signature, label_of, time_limit
+from arealite.rewards.template import Limits, Template, ending
+from arealite.types import Completion
 
 MOST_RESTARTS = 10
-END_S = 5.0
-"""The template ends its workers and itself in milliseconds; after this it is killed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one call may take, and how many run at once."""
-
-    workers: int = 2
-    timeout_s: float = 10.0
-    memory_mb: int = 1024
-    isolation: Isolation = "standard"
-    load_timeout_s: float = 300.0
-
-
-class Template:
-    """The process that has loaded the reward file and forks the workers; see worker.py."""
-
-    def __init__(self, reference: str, limits: Limits) -> None:
-        self.scratch = tempfile.mkdtemp(prefix="arealite-reward-")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            number = str(theirs.fileno())
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "arealite.rewards.worker", number],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env=environment(limits.isolation),
-            )
-        self.control = ours
-        setting = {"reference": reference, "path": sys.path, "scratch": self.scratch}
-        setting |= asdict(limits)
-        try:
-            ours.sendall(json.dumps(setting).encode() + b"\n")
-            answer = self._loaded(reference, limits.load_timeout_s)
-        except BaseException:
-            self.end()
-            raise
-        self.is_async: bool = answer["is_async"]
-        self.level: dict[str, bool] = answer["level"]
-        ours.setblocking(False)
-
-    def _loaded(self, reference: str, timeout_s: float) -> dict[str, Any]:
-        self.control.settimeout(timeout_s)
-        try:
-            with self.control.makefile("rb") as lines:
-                line = lines.readline()
-        except TimeoutError:
-            raise ConfigError(
-                f"{reference} is not loaded after {timeout_s:g} s (rollout.setup_timeout_s); what "
-                "takes long belongs behind the reward function's first call"
-            ) from None
-        if not line:
-            raise ConfigError(f"loading {reference} ended its process: {ending(self.wait())}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise ConfigError(answer["error"])
-        return answer
-
-    def tell(self, line: str, descriptors: list[int]) -> None:
-        """Raises OSError where it has ended."""
-        socket.send_fds(self.control, [line.encode() + b"\n"], descriptors)
-
-    def end(self) -> None:
-        self.control.close()
-        self.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def wait(self) -> int:
-        try:
-            return self.process.wait(END_S)
-        except subprocess.TimeoutExpired:  # the user's file hangs while it is loaded
-            self.process.kill()
-            return self.process.wait()
 
 
 class Pool:
     """`await pool(solution_str, ground_truth)`, as Scorer: the score, or named components.
 
-    Made outside the event loop, which loads the reward file: ConfigError where it cannot be used.
+    functions: one or more, which the same workers run; `group` takes the index of the one that is
+    asked. Made outside the event loop, which loads them: ConfigError where one cannot be used.
     All calls belong to one event loop. More calls than workers wait for their turn; a call's
-    time limit starts with its turn. Raises Unscorable with the reason; the number of workers is
-    always the same.
+    time limit starts with its turn. Unscorable tells the reason; the number of workers is always
+    the same.
     """
 
-    def __init__(self, reference: str, limits: Limits) -> None:
-        self._name, self._limits = reference, limits
-        self._template = Template(reference, limits)
+    def __init__(self, functions: str | Sequence[RewardFunctionConfig], limits: Limits) -> None:
+        if isinstance(functions, str):
+            functions = [RewardFunctionConfig(path=functions)]
+        self._functions, self._limits = functions, limits
+        self._template = Template(functions, limits)
+        self._calls = [(label_of(f), *time_limit(f, limits.timeout_s)) for f in functions]
         self._restarts = 0
         self._serial = 0
         self._seats: dict[int, Seat] = {}
@@ -126,9 +54,9 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
-    def is_async(self) -> bool:
-        """Whether the function is an `async def`, which is made for the event loop."""
-        return self._template.is_async
+    def signatures(self) -> list[Signature]:
+        """One for each function; an `async def` is made for the event loop, not for a worker."""
+        return self._template.signatures
 
     @property
     def isolation(self) -> str:
@@ -140,14 +68,27 @@ class Pool:
         """Whether this machine does all that the isolation asks of it."""
         return all(self._template.level.values())
 
-    async def __call__(self, solution_str: str, ground_truth: Any) -> float | dict[str, float]:
-        line = _encoded(solution_str, ground_truth)
+    async def __call__(self, solution_str: str, ground_truth: Any) -> Score:
+        return alone(await self.group([Completion(solution_str, ground_truth)]))
+
+    async def group(self, completions: Sequence[Completion], index: int = 0) -> list[Outcome]:
+        """The samples of one prompt, by the function of this index: a call each, or one for all."""
+        if self._template.signatures[index].is_group:
+            return await self._asked(index, completions)
+        asked = await together(self._asked(index, [completion]) for completion in completions)
+        return [outcome for [outcome] in asked]
+
+    async def _asked(self, index: int, completions: Sequence[Completion]) -> list[Outcome]:
+        """One call."""
+        name = self._calls[index][0]
+        arguments = self._template.signatures[index].arguments(completions, name)
+        line = _encoded(index, arguments, name)
         if self._loop is None:
             self._open()
-        answer = await self._answer(line)
-        if "score" in answer:
-            return checked(answer["score"], self._name)
-        raise Unscorable(str(answer["error"]), str(answer["reason"]), str(answer["tail"]))
+        try:
+            return _outcomes(await self._answer(index, line), len(completions), name)
+        except Unscorable as error:
+            return [error] * len(completions)
 
     def close(self) -> None:
         """No process is left. A loop that still turns in another thread keeps its sockets."""
@@ -158,17 +99,17 @@ class Pool:
                 seat.close()
         self._template.end()
 
-    async def _answer(self, line: bytes) -> Mapping[str, Any]:
+    async def _answer(self, index: int, line: bytes) -> dict[str, Any]:
+        name, timeout_s, setting = self._calls[index]
         seat = await self._free()
         started = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 said = await seat.ask(line)
         except TimeoutError:
             self._replace(seat)
             raise Unscorable(
-                f"{self._name} did not return within reward.timeout_s = "
-                f"{self._limits.timeout_s:g} s and was killed",
+                f"{name} did not return within {setting} = {timeout_s:g} s and was killed",
                 "timeout",
             ) from None
         except BaseException:  # nobody waits for the score any more
@@ -179,7 +120,7 @@ class Pool:
             status = await self._replace(seat)
             after = time.monotonic() - started
             raise Unscorable(
-                f"{self._name} ended its worker process after {after:.1f} s: {ending(status)}",
+                f"{name} ended its worker process after {after:.1f} s: {ending(status)}",
                 "killed",
             )
         is_used_up = answer["is_spent"] or answer.get("reason") == "memory"
@@ -281,7 +222,7 @@ class Pool:
                     f"the process from which reward workers are made ended {self._restarts} times; "
                     f"the last time: {ending(self._template.wait())}"
                 )
-            self._template = Template(self._name, self._limits)
+            self._template = Template(self._functions, self._limits)
         except ArealiteError as error:
             self._death = error
             self._idle.put_nowait(None)
@@ -296,13 +237,14 @@ def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def _encoded(solution_str: str, ground_truth: Any) -> bytes:
+def _encoded(index: int, arguments: Arguments, name: str) -> bytes:
     try:
-        return json.dumps([solution_str, ground_truth]).encode() + b"\n"
+        return json.dumps([index, *arguments]).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"the ground truth cannot be sent to a reward worker as JSON: {error}; hand over "
-            "another column (answer_key of rollout.workflow_kwargs), or set reward.mode=inline"
+            f"what {name} is called with cannot be sent to a reward worker as JSON: {error}; hand "
+            "over another column (answer_key of rollout.workflow_kwargs), or set "
+            "reward.mode=inline"
         ) from None
 
 
@@ -314,14 +256,14 @@ def _decoded(said: bytes | None) -> dict[str, Any] | None:
         return None
     if not isinstance(answer, dict) or "is_spent" not in answer:
         return None
-    return answer if "score" in answer or {"error", "reason", "tail"} <= set(answer) else None
+    is_list = isinstance(answer.get("scores"), list)
+    return answer if is_list or {"error", "reason", "tail"} <= set(answer) else None
 
 
-def ending(status: int) -> str:
-    """How a process ended, in words."""
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+def _outcomes(answer: dict[str, Any], n: int, name: str) -> list[Outcome]:
+    if "scores" not in answer:
+        raise Unscorable(str(answer["error"]), str(answer["reason"]), str(answer["tail"]))
+    if len(answer["scores"]) != n:
+        raise Unscorable(f"{name} answered {len(answer['scores'])} scores for {n}", "junk")
+    told = (Unscorable(s, "junk") if isinstance(s, str) else s for s in answer["scores"])
+    return [o if isinstance(o, Unscorable) else checked(o, name) for o in told]

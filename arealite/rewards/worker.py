@@ -1,15 +1,17 @@
-"""The processes in which a reward function runs: a template that has loaded it, and its copies.
+"""The processes in which reward functions run: a template that has loaded them, and its copies.
 
-The trainer starts one template (`python -m arealite.rewards.worker FD`). It loads the reward file,
+The trainer starts one template (`python -m arealite.rewards.worker FD`). It loads the reward files,
 once, and from then on it only forks: a worker is a copy that is ready in a millisecond, and no
 user code runs in the template again. Between trainer and template, over a socket:
 
-    {"reference": .., "memory_mb": ..}  first; answered by {"level": ..} or {"error": ..}
+    {"functions": .., "memory_mb": ..}  first; answered by {"signatures": .., "level": ..} or
+                                    {"error": ..}
     spawn n   and one descriptor    a worker n that answers on it
     end n                           it is killed with all it started; answered by {"ended": n, ..}
 
-Between trainer and worker: [solution_str, ground_truth] and an answer, each one line of JSON. The
-end of the trainer, however it comes, closes the socket: the template ends its workers and itself.
+Between trainer and worker: [index of the function, args, kwargs] and an answer, each one line of
+JSON. The end of the trainer, however it comes, closes the socket: the template ends its workers and
+itself.
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ import signal
 import socket
 import sys
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
+from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ConfigError, Unscorable
-from arealite.loading import load_reward
 from arealite.rewards.confine import confine
-from arealite.rewards.scorer import checked, raised
+from arealite.rewards.scorer import outcomes_of, raised
+from arealite.rewards.signature import LoadedReward, label_of, load_reward
 from arealite.rewards.system import die_with_parent, limit_memory, live_without_parent, own_orphans
+
+Functions = list[tuple[str, LoadedReward]]
+"""Each with what sentences call it."""
 
 _MOST_FDS = 16
 _BUFFER = 1 << 18
@@ -45,18 +52,19 @@ def main() -> None:
     with control.makefile("rb") as lines:
         setting = json.loads(lines.readline())
     sys.path[:] = setting["path"]
+    configured = [RewardFunctionConfig(**function) for function in setting.pop("functions")]
     try:
-        function = load_reward(setting["reference"])
+        loaded = [(label_of(f), load_reward(f, "worker")) for f in configured]
     except ConfigError as error:
         _tell(control, {"error": str(error)})
         return
     own_orphans()
     live_without_parent()  # from here on the socket tells it, and there is time to clean up
-    template = Template(control, function, setting)
+    template = Template(control, loaded, setting)
     level = template.level()
     gc.collect()
     gc.freeze()  # what is there now is shared with every copy, and no collection touches it
-    _tell(control, {"is_async": inspect.iscoroutinefunction(function), "level": level})
+    _tell(control, {"signatures": [asdict(f.signature) for _, f in loaded], "level": level})
     template.serve()
     shutil.rmtree(setting["scratch"], ignore_errors=True)
 
@@ -64,8 +72,10 @@ def main() -> None:
 class Template:
     """Forks workers and ends them, as it is told; it never waits for one that may hang."""
 
-    def __init__(self, control: socket.socket, function: Any, setting: dict[str, Any]) -> None:
-        self._control, self._function, self._setting = control, function, setting
+    def __init__(
+        self, control: socket.socket, functions: Functions, setting: dict[str, Any]
+    ) -> None:
+        self._control, self._functions, self._setting = control, functions, setting
         self._pids: dict[int, int] = {}
 
     def level(self) -> dict[str, bool]:
@@ -112,11 +122,11 @@ class Template:
             limit_memory(self._setting["memory_mb"])
             peer = socket.socket(fileno=descriptor)
             setting = self._setting
-            reached = confine(setting["isolation"], folder, setting["timeout_s"])
+            reached = confine(setting["isolation"], folder, setting["longest_call_s"])
             if probe:
                 peer.sendall(json.dumps(reached).encode() + b"\n")
             else:
-                work(peer, self._function, setting["reference"])
+                work(peer, self._functions)
         finally:
             os._exit(0)
 
@@ -157,11 +167,13 @@ def _children() -> set[int]:
         return set()
 
 
-def work(peer: socket.socket, function: Any, name: str) -> None:
+def work(peer: socket.socket, functions: Functions) -> None:
     """Answers one call after the other, until the other end is closed."""
     calls, answers = peer.makefile("rb", buffering=_BUFFER), peer.makefile("wb")
     for line in calls:
-        answer = _answer(function, name, *json.loads(line))
+        index, args, kwargs = json.loads(line)
+        name, function = functions[index]
+        answer = _answer(name, function, args, kwargs)
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm of this call must not hit the next
         with contextlib.suppress(Exception):  # it may have been closed
             sys.stdout.flush()
@@ -171,12 +183,19 @@ def work(peer: socket.socket, function: Any, name: str) -> None:
         answers.flush()
 
 
-def _answer(function: Any, name: str, solution_str: str, ground_truth: Any) -> dict[str, Any]:
+def _answer(
+    name: str, function: LoadedReward, args: list[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """{"scores": ..}, in which a text tells why a sample of several has none; or {"error": ..}."""
+    is_group = function.signature.is_group
+    n = len(kwargs["completions"]) if is_group else 1
     try:
-        score = function(solution_str, ground_truth)
-        if inspect.isawaitable(score):
-            score = asyncio.run(_awaited(score))
-        return {"score": checked(score, name)}
+        assert function.call is not None
+        said = function.call(*args, **kwargs)
+        if inspect.isawaitable(said):
+            said = asyncio.run(_awaited(said))
+        outcomes = outcomes_of(said, name, is_group, n)
+        return {"scores": [str(o) if isinstance(o, Unscorable) else o for o in outcomes]}
     except Unscorable as error:
         failure = error
     except BaseException as error:  # also SystemExit: this process is there for the next call, too

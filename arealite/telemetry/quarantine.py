@@ -4,7 +4,7 @@ One line per sample:
 
     sample_id      the row, "epoch:index"; null outside an episode
     held_out       whether it was played for an evaluation
-    reason         raised | timeout | killed | memory | junk
+    reason         raised | timeout | killed | memory | junk | service
     error          the sentence
     tail           the end of the reward's own traceback, where there is one
     text           what could not be scored (of a long text its two ends)

@@ -19,7 +19,9 @@ import uvloop
 
 from arealite.errors import ConfigError, ErrorBudgetSpent, Unscorable
 from arealite.rewards import pool as pools
-from arealite.rewards.pool import Limits, Pool
+from arealite.rewards import template
+from arealite.rewards.pool import Pool
+from arealite.rewards.template import Limits
 
 REWARD = """
 import os, sys, time
@@ -224,7 +226,7 @@ def compute_score(s, t):
 def test_an_awaitable_is_awaited_and_an_async_function_is_known(tmp_path: Path) -> None:
     text = "async def compute_score(s, t):\n    return 0.5\n"
     with opened(tmp_path, text) as pool:
-        assert pool.is_async
+        assert pool.signatures[0].is_async
         assert run(lambda: pool("", 0)) == 0.5
 
 
@@ -247,7 +249,7 @@ def test_ground_truth_that_is_no_json_is_bad_input(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_loaded_is_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
 ) -> None:
-    monkeypatch.setattr(pools, "END_S", 0.1)
+    monkeypatch.setattr(template, "END_S", 0.1)
     limit = 1.0 if "sleep" in text else 60.0
     with pytest.raises(ConfigError, match=says):
         with opened(tmp_path, text, load_timeout_s=limit):
@@ -258,7 +260,8 @@ def test_no_process_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "pool_reward.py").write_text(REWARD)
     trainer = f"""
         import asyncio
-        from arealite.rewards.pool import Limits, Pool
+        from arealite.rewards.pool import Pool
+        from arealite.rewards.template import Limits
         pool = Pool({str(tmp_path / "pool_reward.py")!r} + ":compute_score", Limits(timeout_s=600))
         async def play():
             first = [pool("pid", 0), pool("pid", 0), pool("parent", 0)]

@@ -16,7 +16,7 @@ from arealite.data.batch import to_batch
 from arealite.data.rows import Rows
 from arealite.engines.client import RemoteEngine
 from arealite.launch import launch
-from arealite.loading import load_reward
+from arealite.loading import load_object
 from arealite.processes import is_trainer
 from arealite.rewards.scorer import Scorer
 from arealite.rollout.runner import play
@@ -32,7 +32,7 @@ async def learn(config: Config, addresses: Sequence[str]) -> None:
     algorithm = PolicyGradient(config)
     engine = RemoteEngine(addresses, Waits())
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
-        reward = Scorer(load_reward(config.rollout.reward_fn), config.rollout.reward_fn)
+        reward = Scorer(load_object(config.rollout.reward_fn), config.rollout.reward_fn)
         gconfig: GenerationHyperparameters = config.gconfig
         workflow = RLVRWorkflow(reward, gconfig, run.tokenizer)
         rows = iter(Rows(run.rows, config.seed, config.train_dataset.shuffle))

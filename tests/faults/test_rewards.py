@@ -13,7 +13,8 @@ import pytest
 import uvloop
 
 from arealite.errors import Unscorable
-from arealite.rewards.pool import Limits, Pool
+from arealite.rewards.pool import Pool
+from arealite.rewards.template import Limits
 
 HERE = Path(__file__).parent
 GOOD = 40

@@ -107,6 +107,12 @@ def test_code_that_is_defined_in_any_way_is_found(here: Path, name: str) -> None
     check_code(config_of(f"rollout.reward_fn=reward:{name}"))
 
 
+def test_the_code_of_several_reward_functions_is_looked_at(here: Path) -> None:
+    several = "reward.functions=[{path: 'reward.py:inside'}, {path: 'reward.py:insde', name: b}]"
+    with pytest.raises(ConfigError, match=r"reward.functions\[1\].path: reward.py has no 'insde'"):
+        check_code(config_of("rollout.reward_fn=", several))
+
+
 @pytest.mark.parametrize("key", ["rollout.reward_fn", "rollout.workflow"])
 @pytest.mark.parametrize(
     ("reference", "says"),

@@ -437,6 +437,28 @@ def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> 
         (["rollout.max_head_offpolicyness=-1"], "rollout.max_head_offpolicyness", "negative"),
         (["gconfig.n_samples=1"], "gconfig.n_samples", "at least 2"),
         (["rollout.reward_fn="], "rollout.reward_fn", "empty"),
+        (
+            ["reward.functions=[{path: a.py:f}]", "rollout.reward_fn=a.py:g"],
+            "rollout.reward_fn",
+            "put it among them",
+        ),
+        *(
+            (["rollout.reward_fn=", f"reward.functions=[{{{items}}}]"], key, says)
+            for items, key, says in (
+                ("name: f", "reward.functions[0]", "it has no path"),
+                ("path: a.py:f}, {path: b.py:f", "reward.functions[1]", "give one of them another"),
+                ("path: a.py:f, name: x/y", "reward.functions[0].name", "cannot name a component"),
+                ("path: a.py:mean", "reward.functions[0].name", "that is the whole reward"),
+                ("path: a.py:f, weight: 0", "reward.functions[0].weight", "leave out what shall"),
+                ("path: a.py:f, weight: .nan", "reward.functions[0].weight", "it is nan"),
+                ("path: a.py:f, timeout_s: 0", "reward.functions[0].timeout_s", "above 0"),
+                (
+                    "path: a.py:f, max_concurrent: 0",
+                    "reward.functions[0].max_concurrent",
+                    "above 0",
+                ),
+            )
+        ),
         (["actor.mb_spec.max_tokens_per_mb=1279"], "actor.mb_spec.max_tokens_per_mb", "1280"),
         (["actor.ppo_n_minibatches=129"], "actor.ppo_n_minibatches", "more minibatches"),
         (
@@ -461,6 +483,15 @@ def test_a_broken_rule_names_setting_place_and_remedy(
     sentence = mistake(base, overrides)
     assert sentence.startswith(f"the override {overrides[-1]!r}: {key}: ")
     assert says in sentence
+
+
+def test_several_reward_functions_take_the_place_of_one(base: Path) -> None:
+    several = "reward.functions=[{path: a.py:f, weight: 0.5}, {path: b.py:f, name: g}]"
+    config = load(base, ["rollout.reward_fn=", several, "reward.functions[0].kwargs.k=1"])
+    assert [f.component for f in config.reward.functions] == ["f", "g"]
+    assert [(f.weight, f.kwargs) for f in config.reward.functions] == [(0.5, {"k": 1}), (1.0, {})]
+    sentence = mistake(base, ["rollout.reward_fn=", "reward.functions=[{path: a.py:f, wieght: 1}]"])
+    assert "reward.functions[0].wieght; did you mean reward.functions.weight?" in sentence
 
 
 def test_the_rules_bounds_are_allowed(base: Path) -> None:

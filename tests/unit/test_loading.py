@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from arealite.errors import ConfigError
-from arealite.loading import load_object, load_reward, load_workflow
+from arealite.loading import load_object, load_workflow
+from arealite.rewards.signature import ACCEPTED, load_reward
 
 OFFERED = {"gconfig": "g", "tokenizer": "t", "reward_fn": "r"}
 
@@ -142,7 +143,7 @@ def test_a_file_named_like_a_library_module_takes_nothing_away(tmp_path: Path) -
 def test_a_reward_with_the_contracts_arguments_is_accepted(tmp_path: Path) -> None:
     text = "def compute_score(solution_str, ground_truth, method='strict', format_score=0.1):\n"
     path = write(tmp_path, text + "    return 0.5\n")
-    assert load_reward(f"{path}:compute_score")("", {}) == 0.5
+    assert load_reward(f"{path}:compute_score").call("", {}) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_reward_with_another_signature_is_shown_both(tmp_path: Path, signature
     path = write(tmp_path, f"def compute_score{signature}: return 0.0\n")
     sentence = mistake(load_reward, f"{path}:compute_score")
     assert sentence.startswith(f"{path}:compute_score{signature} does not fit: ")
-    assert sentence.endswith("called as compute_score(solution_str, ground_truth)")
+    assert sentence.endswith(ACCEPTED)
 
 
 def test_a_reward_that_is_no_function_is_told_so(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_reward_that_is_no_function_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_does_not_tell_its_signature_is_accepted() -> None:
-    assert load_reward("builtins:max") is max
+    assert load_reward("builtins:max").call is max
 
 
 # --- workflows

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from arealite.errors import ConfigError, Unscorable
-from arealite.loading import load_reward
+from arealite.loading import load_object
 from arealite.rewards import hostile
-from arealite.rewards.pool import Limits, Pool
+from arealite.rewards.pool import Pool
+from arealite.rewards.template import Limits
 
 REWARD = "arealite.rewards.maths:compute_score"
 
@@ -19,7 +20,7 @@ def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.delitem(sys.modules, "arealite.rewards.maths", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'arealite\[maths\]'"):
-        load_reward(REWARD)
+        load_object(REWARD)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +39,13 @@ def test_without_the_library_it_is_told_how_to_get_it(monkeypatch: pytest.Monkey
 )
 def test_equality_is_mathematical(text: str, truth: str, score: float) -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed")
-    assert load_reward(REWARD)(text, truth, format_score=0.1) == score  # type: ignore[call-arg]
+    assert load_object(REWARD)(text, truth, format_score=0.1) == score
 
 
 def test_gold_that_is_no_expression_is_an_error_of_the_data() -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed")
     with pytest.raises(ValueError, match="the ground truth is no mathematical expression: ''"):
-        load_reward(REWARD)(r"\boxed{1}", "")
+        load_object(REWARD)(r"\boxed{1}", "")
 
 
 def test_hostile_boxes_cost_themselves() -> None:

@@ -12,7 +12,13 @@ from training_support import algorithm
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import EngineError, Unscorable
 from arealite.rewards.scorer import Scorer
-from arealite.types import Episode, GenerationHyperparameters, ModelRequest, ModelResponse
+from arealite.types import (
+    Completion,
+    Episode,
+    GenerationHyperparameters,
+    ModelRequest,
+    ModelResponse,
+)
 from workflows.rlvr import RLVRWorkflow
 
 
@@ -109,6 +115,44 @@ def test_the_truth_is_a_column_or_the_whole_row() -> None:
     _play(ROW, reward_fn=keep)
     _play(ROW, reward_fn=keep, answer_key=None)
     assert truths == ["4"] * 3 + [ROW] * 3
+
+
+class Group:
+    """A reward that sees the whole group, as arealite.rewards.compose.Composed does."""
+
+    def __init__(self, outcomes: list[Any]) -> None:
+        self.outcomes = outcomes
+
+    async def group(self, completions: list[Completion]) -> list[Any]:
+        self.seen = completions
+        return self.outcomes
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        if "level" not in row:
+            raise ValueError("no column 'level'")
+
+
+def test_the_reward_sees_the_group_with_prompt_ids_and_row() -> None:
+    reward = Group([1.0, Unscorable("no"), {"a": 1.0, "b": 2.0}])
+    made = _play(ROW, Recorder(_grow), reward_fn=reward)
+    assert [(t.reward, t.sampled, t.components) for t in made] == [
+        (1.0, 2, {}),
+        (3.0, 4, {"a": 1.0, "b": 2.0}),
+    ]
+    text = "<user>2+2?<assistant>"
+    for completion, length in zip(reward.seen, (2, 3, 4), strict=True):
+        assert len(completion.text) == len(completion.completion_ids) == length
+        assert (completion.ground_truth, completion.row) == ("4", ROW)
+        assert (completion.prompt, completion.prompt_text) == ("2+2?", text)
+        assert completion.prompt_ids == [ord(c) for c in text]
+
+
+def test_a_row_that_the_reward_cannot_take_is_refused_at_the_start() -> None:
+    options: dict[str, Any] = {"gconfig": GenerationHyperparameters(), "tokenizer": Tokenizer()}
+    workflow = RLVRWorkflow(reward_fn=Group([]), **options)
+    workflow.check_row({**ROW, "level": 1})
+    with pytest.raises(ValueError, match="no column 'level'"):
+        workflow.check_row(ROW)
 
 
 def test_named_rewards_travel_as_components() -> None:
