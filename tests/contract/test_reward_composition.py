@@ -77,7 +77,8 @@ def config_of(folder: Path, functions: Any, **reward: Any) -> Config:
     (folder / "composed_functions.py").write_text(FUNCTIONS)
     listed = [{"path": f} if isinstance(f, str) else {**f} for f in functions]
     for function in listed:
-        function["path"] = f"{folder / 'composed_functions.py'}:{function['path']}"
+        if ":" not in function["path"]:
+            function["path"] = f"{folder / 'composed_functions.py'}:{function['path']}"
     alone = f"{folder / 'composed_functions.py'}:parts"
     file = folder / "composed.yaml"
     file.write_text(
@@ -261,6 +262,33 @@ def test_a_row_without_a_column_that_a_function_takes_is_bad_input(tmp_path: Pat
         composed.check_row(ROW)
         with pytest.raises(ValueError, match=r"the reward function trl \(.*\) takes answer, and"):
             composed.check_row({"query": "2+2?"})
+
+
+RECIPE = (
+    {"path": "arealite.rewards.formats:strict_format", "weight": 0.5, "name": "strict"},
+    {"path": "arealite.rewards.formats:soft_format", "weight": 0.3, "name": "soft"},
+    {"path": "arealite.rewards.formats:integer_answer", "weight": 0.5, "name": "integer"},
+    {"path": "arealite.rewards.formats:count_tags", "weight": 0.5, "name": "tags"},
+    {"path": "arealite.rewards.gsm8k:compute_score", "weight": 2.0, "name": "correct"},
+)
+
+
+def test_the_five_rewards_of_the_gsm8k_recipe(tmp_path: Path) -> None:
+    recipe = [{**f, "kwargs": {"thought": "reasoning"}} for f in RECIPE]
+    for index in (2, 4):
+        del recipe[index]["kwargs"]
+    right = "<reasoning>\nhm\n</reasoning>\n<answer>\n72\n</answer>\n"
+    spaced = "<reasoning>hm</reasoning> <answer>72.</answer>"
+    wrong = "<reasoning>hm</reasoning> it is 72 <answer>7</answer> so"
+    texts = [Completion(text, "so\n#### 72") for text in (right, spaced, wrong, "72")]
+    with opened(tmp_path, *recipe) as composed:
+        outcomes = run(composed.group(texts))
+    rewards = [sum(outcome.values()) for outcome in outcomes]
+    # by hand: tags 0.5 * (1 - 2 * 0.002) for the two letters behind the last tag
+    assert rewards == pytest.approx([3.8, 2.8, 0.998, 0.0], abs=1e-12)
+    assert list(outcomes[0].items()) == [
+        ("strict", 0.5), ("soft", 0.3), ("integer", 0.5), ("tags", 0.5), ("correct", 2.0)
+    ]  # fmt: skip
 
 
 def test_the_names_of_a_single_reward_fn_are_its_own(tmp_path: Path) -> None:

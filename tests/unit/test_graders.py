@@ -137,15 +137,15 @@ STRICT = "<think>\nhm\n</think>\n<answer>\n4\n</answer>\n"
 @pytest.mark.parametrize(
     ("text", "strict", "soft", "tags", "integer"),
     [
-        (STRICT, 0.5, 0.5, 0.5, 0.5),
-        ("<think>hm</think> <answer>4</answer>", 0.0, 0.5, 0.5, 0.5),
-        ("<think>hm</think> so <answer>4</answer>", 0.0, 0.0, 0.5, 0.5),
-        (STRICT + "and", 0.0, 0.0, 0.497, 0.5),
-        (STRICT + "x" * 10_000, 0.0, 0.0, 0.375, 0.5),
-        ("<answer>\uff14</answer>", 0.0, 0.0, 0.25, 0.0),
-        ("<answer>4.0</answer>", 0.0, 0.0, 0.25, 0.0),
-        ("<think>" + STRICT, 0.0, 0.0, 0.375, 0.5),
-        ("<answer>4</answer><think></think>", 0.0, 0.0, 0.485, 0.5),
+        (STRICT, 1.0, 1.0, 1.0, 1.0),
+        ("<think>hm</think> <answer>4</answer>", 0.0, 1.0, 1.0, 1.0),
+        ("<think>hm</think> so <answer>4</answer>", 0.0, 0.0, 1.0, 1.0),
+        (STRICT + "and", 0.0, 0.0, 0.994, 1.0),
+        (STRICT + "x" * 10_000, 0.0, 0.0, 0.75, 1.0),
+        ("<answer>\uff14</answer>", 0.0, 0.0, 0.5, 0.0),
+        ("<answer>4.0</answer>", 0.0, 0.0, 0.5, 0.0),
+        ("<think>" + STRICT, 0.0, 0.0, 0.75, 1.0),
+        ("<answer>4</answer><think></think>", 0.0, 0.0, 0.97, 1.0),
         ("", 0.0, 0.0, 0.0, 0.0),
         ("<think>" * 1000 + "</answer>" * 1000, 0.0, 0.0, 0.0, 0.0),
     ],
@@ -158,7 +158,7 @@ def test_forms(text: str, strict: float, soft: float, tags: float, integer: floa
 
 
 def test_the_name_of_the_first_tag_is_free() -> None:
-    assert formats.strict_format(STRICT.replace("think", "reasoning"), thought="reasoning") == 0.5
+    assert formats.strict_format(STRICT.replace("think", "reasoning"), thought="reasoning") == 1.0
 
 
 def _arithmetic(text: str) -> float:
