@@ -69,11 +69,11 @@ class Pool:
         return all(self._template.level.values())
 
     async def __call__(self, solution_str: str, ground_truth: Any) -> Score:
-        return alone(await self.group([Completion(solution_str, ground_truth)]))
+        return alone(await self._asked(0, [Completion(solution_str, ground_truth)]))
 
     async def group(self, completions: Sequence[Completion], index: int = 0) -> list[Outcome]:
         """The samples of one prompt, by the function of this index: a call each, or one for all."""
-        if self._template.signatures[index].is_group:
+        if len(completions) == 1 or self._template.signatures[index].is_group:
             return await self._asked(index, completions)
         asked = await together(self._asked(index, [completion]) for completion in completions)
         return [outcome for [outcome] in asked]
@@ -104,8 +104,7 @@ class Pool:
         seat = await self._free()
         started = time.monotonic()
         try:
-            async with asyncio.timeout(timeout_s):
-                said = await seat.ask(line)
+            said = await seat.ask(line, timeout_s)
         except TimeoutError:
             self._replace(seat)
             raise Unscorable(

@@ -23,12 +23,18 @@ class Seat:
         self._heard = bytearray()
         self._unsent = memoryview(b"")
         self._answer: asyncio.Future[bytes | None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         peer.setblocking(False)
         self._loop.add_reader(peer, self._hear)
 
-    def ask(self, line: bytes) -> asyncio.Future[bytes | None]:
-        """Sends a line; the future holds the answer's line, or None where the worker has ended."""
+    def ask(self, line: bytes, timeout_s: float) -> asyncio.Future[bytes | None]:
+        """Sends a line; the future holds the answer's line, or None where the worker has ended.
+
+        It raises TimeoutError after timeout_s.
+        """
         self._answer = self._loop.create_future()
+        # Cheaper than asyncio.timeout, which is a tenth of a call.
+        self._deadline = self._loop.call_later(timeout_s, self._late, self._answer)
         self._unsent = memoryview(line)
         self._send()
         if self._unsent:
@@ -38,6 +44,8 @@ class Seat:
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
+            if self._deadline is not None:
+                self._deadline.cancel()
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._peer)
                 self._loop.remove_writer(self._peer)
@@ -53,6 +61,10 @@ class Seat:
         if not self._unsent:
             self._loop.remove_writer(self._peer)
 
+    def _late(self, answer: asyncio.Future[bytes | None]) -> None:
+        if not answer.done():
+            answer.set_exception(TimeoutError())
+
     def _hear(self) -> None:
         try:
             data = self._peer.recv(1 << 16)
@@ -64,6 +76,8 @@ class Seat:
         if data and not data.endswith(b"\n") and len(self._heard) <= MOST_ANSWER:
             return
         answer, self._answer = self._answer, None
+        if self._deadline is not None:
+            self._deadline.cancel()
         said = bytes(self._heard) if data and len(self._heard) <= MOST_ANSWER else None
         self._heard.clear()
         if answer is None:
