@@ -86,6 +86,69 @@ def test_what_is_wrong_is_told_with_an_example(
     assert says in text
 
 
+FORMS = """
+import itertools, re
+count = itertools.count()
+def right(prompt, completions, prompt_ids, completion_ids, answer, **data):
+    assert len(prompt_ids) == len(prompt.encode()), "bytes stand for tokens"
+    return float(completions.strip() == f"the answer is {answer['target']}")
+def trl(completions, answer, **columns):
+    return [float(c == f"the answer is {a['target']}") for c, a in zip(completions, answer)]
+def one(completions, **columns):
+    return [0.0]
+def place(completions, **columns):
+    return list(range(len(completions)))
+async def later(solution_str, ground_truth):
+    return 0.0 if solution_str else 1.0
+def numbered(solution_str, ground_truth, start):
+    return start
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "says"),
+    [
+        ("right", 0, "nothing is wrong with it"),
+        ("trl", 0, "nothing is wrong with it"),
+        ("one", 1, "returned 1 scores; it must return a list of 2, one per sample"),
+        ("place", 1, "it is not deterministic"),
+        ("later", 1, "1 for nothing at all, ''"),
+    ],
+)
+def test_functions_of_every_form_are_checked(
+    rows: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    function: str,
+    code: int,
+    says: str,
+) -> None:
+    (tmp_path / "forms_to_check.py").write_text(FORMS)
+    path = f"{tmp_path / 'forms_to_check.py'}:{function}"
+    number, text = told(capsys, path, "--rows", rows, "--timeout", "30", "--max-rows", "1")
+    assert (number, says in text) == (code, True), text
+    assert ("in the trainer, where nothing is refused" in text) == (function == "later")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["trl"], "trl takes answer, and the row has no such column; .*; give --rows data.jsonl"),
+        (["one", "--kwargs", "{"], "--kwargs '{' is no JSON"),
+        (["one", "--kwargs", "[]"], r"--kwargs '\[\]' is no JSON object"),
+        (["numbered", "--kwargs", '{"stop": 1}'], "kwargs.stop: it takes no such argument"),
+        (["numbered"], "numbered.* does not fit: missing a required argument: 'start'"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_bad_input(
+    tmp_path: Path, options: list[str], says: str
+) -> None:
+    (tmp_path / "forms_to_check.py").write_text(FORMS)
+    function, *rest = options
+    with pytest.raises(ConfigError, match=says):
+        main(["check", f"{tmp_path / 'forms_to_check.py'}:{function}", *rest])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
