@@ -267,7 +267,10 @@ class JsonLines:
 
     def write(self, mapping: Mapping[str, Any]) -> None:
         """Takes one line; never raises for what the disk or the values do."""
-        line = to_line(mapping)
+        self.append(to_line(mapping))
+
+    def append(self, line: bytes) -> None:
+        """Takes one line that is made already, with its line end; never raises for the disk."""
         with self._lock:
             full = self._pending and len(self._pending) + len(line) > self._keep_bytes
             if full:
@@ -282,6 +285,24 @@ class JsonLines:
         with self._lock:
             trouble = self._flush()
         self._report(trouble)
+
+    def position(self) -> int:
+        """Bytes of the file once all lines taken so far are in it."""
+        self.flush()
+        with self._lock:
+            try:
+                size = os.stat(self.path).st_size
+            except OSError:
+                size = 0
+            return size + len(self._pending)
+
+    def replaced(self) -> None:
+        """Another file has taken the place of this one, and says all that was to be written."""
+        with self._lock:
+            self._pending.clear()
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
     def close(self) -> None:
         """Flushes and closes; a later write opens the file again."""
