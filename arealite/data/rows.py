@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,41 @@ def _bad_line(path: Path) -> str:
 class Rows:
     """Endless (id, row) pairs. The id is "epoch:index", index counted in the file's own order."""
 
-    def __init__(self, rows: Any, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        seed: int,
+        shuffle: bool,
+        *,
+        first: Sequence[str] = (),
+        is_done: Callable[[str], bool] = lambda sample_id: False,
+        epoch: int = 0,
+    ) -> None:
+        """first: ids that come before all others. is_done: tells which ids never come again;
+        asked for each from this epoch on."""
         if len(rows) == 0:
             raise ConfigError("a data set without rows cannot be an endless stream of them")
         self._rows, self._seed, self._shuffle = rows, seed, shuffle
+        self._first, self._is_done, self._epoch = tuple(first), is_done, epoch
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        epoch = 0
+        for sample_id in self._first:
+            yield sample_id, self.row(sample_id)
+        first, epoch = set(self._first), self._epoch
         while True:
             for index in self.order(epoch):
-                yield f"{epoch}:{index}", self._rows[index]
+                sample_id = f"{epoch}:{index}"
+                if sample_id not in first and not self._is_done(sample_id):
+                    yield sample_id, self._rows[index]
             epoch += 1
+
+    def row(self, sample_id: str) -> Mapping[str, Any]:
+        """The row of an id."""
+        row: Mapping[str, Any] = self._rows[int(sample_id.partition(":")[2])]
+        return row
 
     def order(self, epoch: int) -> list[int]:
         """The order of one epoch: a pure function of seed and epoch, so a resume finds it again."""

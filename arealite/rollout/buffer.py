@@ -3,6 +3,7 @@
 Invariants: every admitted episode ends in exactly one of accept, skip, give_back (failed or
 filtered) or a drop at take; nothing ends that does not run; take consumes exactly batch_size
 places, of which the skipped ones hold no episode. All methods run on the event loop: no locks.
+The ledger, where there is one, is told of each.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+from arealite.crash import crash_point
 from arealite.errors import ConfigError
+from arealite.ledger import Ledger
+from arealite.rollout.snapshot import Ready, Snapshot
 from arealite.rollout.staleness import Late, is_usable, is_wholly_in_order, room
 from arealite.types import Episode
 
@@ -27,16 +32,24 @@ class Buffer:
         max_running: int | None = None,
         version: int = 0,
         on_dropped: Callable[[Episode], None] = lambda episode: None,
+        ledger: Ledger | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
+        """snapshot: goes on from there, at this version; the ledger knows of it already."""
         self.batch_size, self.eta, self.late = batch_size, eta, late
         self.max_running = max_running
         self.version = version
         self.newest = version  # engines may sample with it before it is published everywhere
+        self._ledger = ledger
+        snapshot = snapshot or Snapshot()
         self._running: dict[str, int] = {}  # sample id -> its place in the order of admission
+        self._again = dict(snapshot.running)  # what is played again keeps its place
+        self._admissions = snapshot.admissions
+        self._ready: list[Ready] = list(snapshot.ready)
+        self._taken: list[Ready] = []  # the batch being trained
         # Everything consumed before this run began counts as accepted, or room would be wrong.
-        self.accepted = version * batch_size
-        self.counts: Counter[str] = Counter()
-        self._ready: list[tuple[int, Episode | None]] = []  # None: a place without an episode
+        self.accepted = version * batch_size + len(self._ready)
+        self.counts: Counter[str] = Counter() if ledger is None else _counts(ledger)
         self._checked = 0  # so many of the first in _ready are known to be usable at this version
         self._on_dropped = on_dropped
         self._failure: BaseException | None = None
@@ -70,23 +83,37 @@ class Buffer:
         await self._until(lambda: self.room > 0)
         if sample_id in self._running:
             raise ConfigError(f"row {sample_id} came twice; every row needs an id of its own")
-        self._running[sample_id] = self.counts["admitted"]
+        place = self._again.pop(sample_id, None)
+        if place is None:
+            place, self._admissions = self._admissions, self._admissions + 1
+        self._running[sample_id] = place
         self.counts["admitted"] += 1
+        self._note("planned", id=sample_id, version=self.version)
+        crash_point("after_plan")
         return self.version
 
     def accept(self, episode: Episode) -> None:
         """A running episode ended and is kept for training."""
-        self._fill(self._end(episode.sample_id), episode)
+        place = self._end(episode.sample_id)
+        crash_point("after_reply_before_ledger")
+        tokens = sum(t.sampled for t in episode.trajectories)
+        self._note("finished", id=episode.sample_id, tokens=tokens)
+        self._fill(place, episode)
+        crash_point("after_finish")
 
-    def skip(self, sample_id: str) -> None:
+    def skip(self, sample_id: str, tokens: int = 0) -> None:
         """A running episode was filtered and is not replaced: its batch will be smaller."""
         self.counts["filtered"] += 1
-        self._fill(self._end(sample_id), None)
+        place = self._end(sample_id)
+        self._note("filtered", id=sample_id, tokens=tokens)
+        self._fill(place, None)
 
-    def give_back(self, sample_id: str, reason: str) -> None:
+    def give_back(self, sample_id: str, reason: str, tokens: int = 0) -> None:
         """A running episode ended without a use ("failed", "filtered"): its place is free."""
         self._end(sample_id)
         self.counts[reason] += 1
+        self._note(reason, id=sample_id, tokens=tokens)
+        crash_point(f"after_{reason}")
         self._changed.set()
 
     async def take(self) -> list[Episode]:
@@ -98,6 +125,8 @@ class Buffer:
             episodes = [episode for _, episode in batch if episode is not None]
             if episodes:
                 self.counts["trained"] += len(episodes)
+                self._taken = batch
+                crash_point("batch_popped")
                 return episodes
             self.accepted -= len(batch)  # a batch of nothing trains no version: places are free
             self._changed.set()
@@ -110,9 +139,23 @@ class Buffer:
         """Version `version` is published: there is room again."""
         if version < self.version:
             raise ValueError(f"version {version} is published after version {self.version}")
+        self._settle(version)
         self.version = version
         self._checked = 0
         self._changed.set()
+
+    def snapshot(self, version: int) -> Snapshot:
+        """What is finished and what runs, for weights of this version: where they have learned
+        from the batch that was taken last it is trained for good, else it is to train again."""
+        self._settle(version)
+        running = {**self._again, **self._running}
+        return Snapshot((*self._taken, *self._ready), running, self._admissions)
+
+    def _settle(self, version: int) -> None:
+        if version > self.version and self._taken:
+            ids = [episode.sample_id for _, episode in self._taken if episode is not None]
+            self._note("trained", ids=ids, version=version)
+            self._taken = []
 
     def fail(self, error: BaseException) -> None:
         """Ends every present and future wait with this error."""
@@ -136,6 +179,7 @@ class Buffer:
             else:
                 self.accepted -= 1  # its place is free for a fresh one
                 self.counts["dropped_stale"] += 1
+                self._note("stale", id=episode.sample_id)
                 self._on_dropped(episode)
                 self._changed.set()
         self._ready, self._checked = kept, len(kept)
@@ -144,6 +188,10 @@ class Buffer:
         self._ready.append((order, episode))
         self.accepted += 1
         self._changed.set()
+
+    def _note(self, event: str, **fields: Any) -> None:
+        if self._ledger is not None:
+            self._ledger.note(event, **fields)
 
     def _end(self, sample_id: str) -> int:
         if sample_id not in self._running:
@@ -158,3 +206,11 @@ class Buffer:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+
+def _counts(ledger: Ledger) -> Counter[str]:
+    """What was counted before this run went on."""
+    known = ledger.account.counts
+    names = {"admitted": "planned", "dropped_stale": "stale"}
+    names |= {name: name for name in ("trained", "filtered", "failed")}
+    return Counter({name: known[event] for name, event in names.items()})

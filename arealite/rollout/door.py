@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import sys
 import threading
 import time
@@ -16,11 +17,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from arealite.errors import ErrorBudgetSpent, Stall, place
+from arealite import stopping
+from arealite.errors import ErrorBudgetSpent, Preempted, Stall, place
 from arealite.protocols import ManagedEngine, Workflow
 from arealite.rollout.collector import rare_collections
 from arealite.rollout.limits import Limits
 from arealite.rollout.session import Numbered, Session
+from arealite.rollout.snapshot import Snapshot
 from arealite.types import Episode, WeightUpdate
 
 T = TypeVar("T")
@@ -112,14 +115,25 @@ class Rollouts:
         """Brings every engine to this version and verifies it; then the version counts.
 
         Episodes in flight go on with the new weights. The first call starts the episodes.
-        Returns the worst difference on the probe, in nats.
+        Returns the worst difference on the probe, in nats; NaN where the run was asked to stop
+        meanwhile, since then nobody needs it any more.
         """
-        return self._call(self._session.publish(update))
+        try:
+            return self._call(self._session.publish(update))
+        except Preempted:
+            if stopping.is_urgent():
+                raise
+            return math.nan
 
     def evaluate(self, version: int) -> Evaluating:
         """Plays the held-out set beside training; its result() is the flat metrics."""
         coroutine = self._session.evaluate(version)
         return Evaluating(asyncio.run_coroutine_threadsafe(coroutine, self._loop), self._wait)
+
+    def snapshot(self, version: int, also: Callable[[], T]) -> tuple[Snapshot, T]:
+        """What is finished and what runs, for weights of this version; also(), called at the same
+        moment, which finds positions of files and counts as they are then."""
+        return self._call(self._session.snapshot(version, also), may_stop=False)
 
     @property
     def counts(self) -> dict[str, float]:
@@ -128,7 +142,7 @@ class Rollouts:
 
     def stats(self) -> dict[str, float]:
         """Flat metrics since the last call: counts, waits, what was dropped, speed, canary."""
-        return self._call(self._session.stats())
+        return self._call(self._session.stats(), may_stop=False)
 
     # --- the event loop's side
 
@@ -168,17 +182,17 @@ class Rollouts:
             self._session.tell_counts()
             await asyncio.sleep(1.0)
 
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs on the event loop and waits; a signal in between cancels it."""
+    def _call(self, coroutine: Coroutine[Any, Any, T], may_stop: bool = True) -> T:
+        """Runs on the event loop and waits; being asked to stop ends the wait, where it may."""
         try:
             self._look_at_loop()
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except BaseException:
             coroutine.close()
             raise
-        return self._wait(future)
+        return self._wait(future, may_stop)
 
-    def _wait(self, future: concurrent.futures.Future[T]) -> T:
+    def _wait(self, future: concurrent.futures.Future[T], may_stop: bool = True) -> T:
         """Never waits for a loop that does not turn, or has ended."""
         try:
             while True:
@@ -188,6 +202,8 @@ class Rollouts:
                     if self._thread and not isinstance(error, TimeoutError):
                         self._thread.join(LOOK_S)  # only a dying loop cancels; it tells why last
                     self._look_at_loop()
+                    if may_stop:
+                        stopping.check()
                     if future.done():  # the coroutine's own error
                         raise
         except BaseException:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from arealite.crash import crash_point
 from arealite.errors import (
     ArealiteError,
     ConfigError,
@@ -118,6 +119,7 @@ class Runner:
                     sample_id, row = self._next_row()
                     version = await self._buffer.admit(sample_id)
                     episodes.create_task(self._episode(sample_id, row, version))
+                    crash_point("after_dispatch")
                     if count % STARTS == 0:
                         await asyncio.sleep(0)
         except* Exception as group:
@@ -169,10 +171,11 @@ class Runner:
             ) from error
 
     def _filtered(self, episode: Episode) -> None:
+        tokens = sum(t.sampled for t in episode.trajectories)
         if self._limits.refill or not episode.trajectories:
-            self._buffer.give_back(episode.sample_id, "filtered")
+            self._buffer.give_back(episode.sample_id, "filtered", tokens)
         else:
-            self._buffer.skip(episode.sample_id)
+            self._buffer.skip(episode.sample_id, tokens)
         self._tell(episode, "filtered")
         self._filtered_in_a_row += 1
         self._rejected_in_a_row = 0 if episode.trajectories else self._rejected_in_a_row + 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent
+from arealite.ledger import Ledger
 from arealite.protocols import ManagedEngine, Workflow
 from arealite.rollout.buffer import Buffer
 from arealite.rollout.concurrency import Concurrency
@@ -22,6 +23,7 @@ from arealite.rollout.evaluate import evaluate
 from arealite.rollout.failures import Failures
 from arealite.rollout.limits import Limits
 from arealite.rollout.runner import Runner
+from arealite.rollout.snapshot import Snapshot
 from arealite.rollout.survivorship import survivorship
 from arealite.rollout.watchdog import watched
 from arealite.telemetry.run_folder import write_atomically
@@ -65,8 +67,13 @@ class Session:
         stall_report: Path | None = None,
         more_counts: Callable[[], Mapping[str, float]] = dict,
         version: int = 0,
+        ledger: Ledger | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
-        """more_counts: flat `counts/...` of others, told beside this session's own."""
+        """more_counts: flat `counts/...` of others, told beside this session's own.
+
+        snapshot: goes on from there, at this version.
+        """
         self.engine, self.limits = engine, limits
         self.waits = waits or Waits()
         self.buffer = Buffer(
@@ -76,6 +83,8 @@ class Session:
             limits.max_running,
             version,
             on_dropped=self._on_dropped,
+            ledger=ledger,
+            snapshot=snapshot,
         )
         self._runner = Runner(
             self.buffer, engine, workflow, iter(rows), keep, self._tell, limits, self.waits
@@ -149,6 +158,10 @@ class Session:
         self._evaluations.add(task)
         task.add_done_callback(self._evaluations.discard)
         return await task
+
+    async def snapshot(self, version: int, also: Callable[[], T]) -> tuple[Snapshot, T]:
+        """The rollouts for weights of this version, and what `also` finds at the same moment."""
+        return self.buffer.snapshot(version), also()
 
     @property
     def counts(self) -> dict[str, float]:
