@@ -84,6 +84,10 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "evaluator.n_samples": config.evaluator.n_samples,
         "evaluator.temperature": config.evaluator.temperature,
         "saver.freq_steps": config.saver.freq_steps,
+        "recover.freq_steps": config.recover.freq_steps,
+        "recover.freq_secs": config.recover.freq_secs,
+        "recover.keep": config.recover.keep,
+        "recover.timeout_s": config.recover.timeout_s,
         "train_dataset.max_rows": config.train_dataset.max_rows,
         "valid_dataset.max_rows": config.valid_dataset.max_rows,
     }
@@ -103,6 +107,7 @@ def _ranges(config: Config) -> Iterator[Broken]:
         "rollout.request_retries": config.rollout.request_retries,
         "scheduler.grace_s": config.scheduler.grace_s,
         "scheduler.restarts": config.scheduler.restarts,
+        "recover.retries": config.recover.retries,
     }
     for key, value in natural.items():
         if value is not None and value < 0:

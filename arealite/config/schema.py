@@ -282,10 +282,31 @@ class EvaluatorConfig:
 
 @dataclass(frozen=True)
 class SaverConfig:
-    freq_steps: int | None = opt(None, "versions between saved models; null: only the last")
+    freq_steps: int | None = opt(
+        None, "versions between models that are kept for good; null: only the last"
+    )
     export: str = opt(
         "", "also write the last model there: a new or empty folder, or a former export"
     )
+
+
+@dataclass(frozen=True)
+class RecoverConfig:
+    """What is kept so that a run can go on after a crash, and who does so (docs/reliability.md)."""
+
+    mode: Literal["auto", "off", "required"] = opt(
+        "auto",
+        "a run that has not ended goes on from its newest checkpoint, if it has one; each start is "
+        "a new run, and the older one is moved aside; or exit 4 where there is none to go on from",
+    )
+    freq_steps: int | None = opt(None, "versions between checkpoints; null: by freq_secs alone")
+    freq_secs: float = opt(60.0, "a checkpoint at the first version that is so many seconds later")
+    keep: int = opt(2, "newest checkpoints that are kept whole")
+    keep_best: bool = opt(True, "the model of the best evaluation is kept as well")
+    retries: int = opt(
+        3, "how often a run that has ended with exit 5, 6, 8, 75 or a crash is started again"
+    )
+    timeout_s: float = opt(600.0, "a run that is asked to stop may save for so long")
 
 
 @dataclass(frozen=True)
@@ -342,5 +363,6 @@ class Config:
         EvaluatorConfig, "evaluation; in mode: sft of the loss, which freq_steps alone concerns"
     )
     saver: SaverConfig = section(SaverConfig, "saved models")
+    recover: RecoverConfig = section(RecoverConfig, "checkpoints, from which a run goes on")
     stats_logger: StatsLoggerConfig = section(StatsLoggerConfig, "trackers")
     scheduler: SchedulerConfig = section(SchedulerConfig, "launching")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from arealite.errors import ConfigError
+from torch import Tensor
 
-MANIFEST = "MANIFEST.json"
+from arealite.checkpoints.manifest import MANIFEST, seal, sync
+from arealite.errors import ConfigError
 
 
 def check_export(folder: Path) -> None:
@@ -50,31 +51,18 @@ def save_model(model: Any, tokenizer: Any, folder: Path, version: int) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, safe_serialization=True)
-    tokenizer.save_pretrained(temporary)
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(temporary.iterdir())
-    }
-    manifest = {"version": version, "files": files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in temporary.iterdir():
-        _sync(path)
+    write_model(model, tokenizer, temporary)
+    seal(temporary, version)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     return folder
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_model(
+    model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """A Hugging Face folder. weights: in place of the model's own, which may change meanwhile."""
+    model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    tokenizer.save_pretrained(folder)

@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from arealite import stopping
 from arealite.algorithms.corrections import effective_sample_size
+from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
+from arealite.crash import crash_point
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
@@ -24,6 +27,7 @@ from arealite.training.optim import (
     clip_gradients,
     learning_rate,
 )
+from arealite.training.state import PolicyState, copied, load_trainer, trainer_tensors
 from arealite.training.weights import Publisher, make_probe, weights_folder
 from arealite.types import WeightUpdate
 
@@ -43,6 +47,8 @@ class Policy:
         self.model, self.config, self._reference = model, config, reference
         self.version = 0
         self._masters = MasterWeights(model.parameters())
+        learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
+        self._named = dict(zip(learned, self._masters.parameters, strict=True))
         self.optimizer = build_optimizer(self._masters, config.actor.optimizer)
         self._updates, self._total_updates = 0, total_updates
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
@@ -56,22 +62,38 @@ class Policy:
         self._publisher: Publisher | None = None
 
     @classmethod
-    def load(cls, config: Config, total_updates: int) -> Policy:
-        """The policy at version 0. total_updates: where the learning-rate schedule ends.
+    def load(
+        cls, config: Config, total_updates: int, checkpoint: Checkpoint | None = None
+    ) -> Policy:
+        """The policy at version 0, or as the checkpoint holds it. total_updates: where the
+        learning-rate schedule ends.
 
         Raises ConfigError naming actor.path, or ref.path, when the model cannot be loaded or is
-        unfit.
+        unfit; CheckpointError when the checkpoint is of another model.
         """
         use_threads(config.actor.threads)
         torch.manual_seed(config.seed)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
-        model = load_model(config.actor)
+        model = load_model(config.actor, str(checkpoint.path) if checkpoint else "")
         check_model(model)
         reference = load_reference(config, model)
         if reference is not None:
             check_model(reference, "ref.path")
-        return cls(model, config, total_updates, reference)
+        policy = cls(model, config, total_updates, reference)
+        if checkpoint is not None:
+            policy.version = checkpoint.version
+            policy._updates = load_trainer(
+                checkpoint.path, policy.optimizer, policy._named, policy.model
+            )
+        return policy
+
+    def state(self) -> PolicyState:
+        """A copy of this version in memory: all that a checkpoint needs of it."""
+        trainer = dict(trainer_tensors(self.optimizer, self._named, self.model))
+        return PolicyState(
+            self.version, self._updates, copied(self.model.state_dict()), copied(trainer)
+        )
 
     def update(self, batch: Batch, loss: Loss) -> dict[str, float]:
         """One version's training step: one optimizer update per minibatch. Flat metrics.
@@ -79,7 +101,7 @@ class Policy:
         The loss is summed over micro-batches and divided once by the minibatch's share of the
         global token count, so the cut into micro-batches never shows. Raises NonFinite before
         anything but finite numbers could reach the weights, ConfigError for a token that the model
-        does not have.
+        does not have, Preempted where the run is asked to stop before the first of the updates.
         """
         started = time.monotonic()
         self._check_tokens(batch.samples)
@@ -90,11 +112,15 @@ class Policy:
         pieces = [list(micro_batches(part, budget, self._share_prompts)) for part, _ in parts]
         if len(parts) > 1:  # later updates are measured against the policy that took the batch
             pieces = [[self._annotate(m) for m in piece] for piece in pieces]
-        for piece, (_, n_tokens) in zip(pieces, parts, strict=True):
+        for number, (piece, (_, n_tokens)) in enumerate(zip(pieces, parts, strict=True)):
             for micro in piece:
+                if number == 0:  # before the first step the weights are still those of a version
+                    stopping.check()
                 for name, value in self._backward(micro, loss, n_tokens).items():
                     sums[name] += value
+            crash_point("after_backward")
             sums["grad_norm"] += self._step()
+            crash_point("after_optimizer_step")
         seconds = time.monotonic() - started
         return self._stats(sums, batch, len(parts), seconds)
 
@@ -117,7 +143,9 @@ class Policy:
         if self._publisher is None:
             self._publisher = Publisher(weights_folder())
         path = self._publisher.write(self.model, version)
+        crash_point("weights_written")
         self.version = version
+        crash_point("after_version_bump")
         probe = make_probe(self.model, self._vocabulary)
         return WeightUpdate(version, str(path), probe, self._vocabulary)
 
