@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from arealite.config import Config as Config
     from arealite.config import load as load
     from arealite.data.batch import to_batch as to_batch
+    from arealite.evaluation import Evaluation as Evaluation
     from arealite.processes import is_trainer as is_trainer
     from arealite.protocols import InferenceEngine as InferenceEngine
     from arealite.protocols import Workflow as Workflow
-    from arealite.run import Evaluation as Evaluation
     from arealite.run import open_rollouts as open_rollouts
     from arealite.run import open_run as open_run
     from arealite.run import run_trainer as run_trainer
@@ -36,7 +36,7 @@ _HOME = {
     "is_trainer": "arealite.processes",
     "InferenceEngine": "arealite.protocols",
     "Workflow": "arealite.protocols",
-    "Evaluation": "arealite.run",
+    "Evaluation": "arealite.evaluation",
     "open_rollouts": "arealite.run",
     "open_run": "arealite.run",
     "run_trainer": "arealite.run",

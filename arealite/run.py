@@ -6,32 +6,44 @@ The composition root: here the parts are built from the configuration, so that t
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from arealite import stopping
+from arealite.checkpoints.resume import goes_on, recover
+from arealite.checkpoints.store import Checkpoint
+from arealite.commits import Commits, planned
 from arealite.config import Config, DatasetConfig, to_yaml
 from arealite.config.cli import load_from_argv
+from arealite.crash import crash_point
 from arealite.data.batch import Batch
-from arealite.data.rows import Rows, load_rows
+from arealite.data.rows import load_rows
 from arealite.engines.client import RemoteEngine
-from arealite.errors import ArealiteError, ConfigError, Preempted, boundary, words
+from arealite.errors import ArealiteError, ConfigError, boundary, words
+from arealite.evaluation import scores_of
+from arealite.ledger import Ledger
 from arealite.loading import load_workflow
 from arealite.processes import follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
 from arealite.rewards.opening import open_reward
 from arealite.rewards.scorer import Kept, Scoring
-from arealite.rollout.door import Evaluating, Rollouts
+from arealite.rollout.door import Rollouts
 from arealite.rollout.filters import keep_of
 from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
 from arealite.telemetry.lock import claimed
-from arealite.telemetry.metrics import Recorder, wandb_sink
+from arealite.telemetry.metrics import (
+    Recorder,
+    load_metrics,
+    wandb_sink,
+)
 from arealite.telemetry.quarantine import Quarantine
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
@@ -41,8 +53,10 @@ from arealite.telemetry.waits import Waits
 from arealite.training.checkpoint import check_export, save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
-from arealite.training.sft import cross_entropy, epochs, to_samples
+from arealite.training.sft import epochs, to_samples
 from arealite.types import Episode, GenerationHyperparameters
+
+log = logging.getLogger("arealite.run")
 
 MUCH = 0.05
 """Share of a batch that may be lost to its age without a warning."""
@@ -54,8 +68,12 @@ ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
 class Run:
     """What the loop needs to know and to tell. Made by open_run."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, folder: RunFolder, recovered: Checkpoint | None = None
+    ) -> None:
+        """recovered: the checkpoint from which the run goes on."""
+        self.config, self.folder, self.recovered = config, folder, recovered
+        self.first_version = recovered.version if recovered else 0
         self.waits = Waits()
         self.status = Status(folder, self.waits)
         self.transcripts = (
@@ -75,6 +93,14 @@ class Run:
             folder=folder.path,
         )
         self._recorder = Recorder(folder, [sink], alarm=self.status.alarm)
+        if recovered is not None:
+            self._recorder.resumed(recovered.version)
+        self.judged = scores_of(load_metrics(folder.metrics))
+        """The versions whose evaluation is known, and how good it was."""
+        self.timed: dict[str, float] = {}
+        """Metrics that go with the next version that is told."""
+        self.ledger: Ledger | None = None
+        self.quarantine = Quarantine(folder.quarantine, self.status.alarm)
         self._started: float | None = None
         self.closing = ExitStack()
         """What ends with the run, beside its own files."""
@@ -108,10 +134,11 @@ class Run:
         return self.total_versions * minibatches
 
     def sft_batches(self) -> Iterator[Batch]:
-        """Endless batches of prompt/completion rows."""
+        """Endless batches of prompt/completion rows, from where the run goes on."""
         dataset = self.config.train_dataset
         samples = to_samples(self.rows, self.tokenizer, dataset.max_length, "train_dataset")
-        return epochs(samples, dataset.batch_size, self.config.seed, dataset.shuffle)
+        batches = epochs(samples, dataset.batch_size, self.config.seed, dataset.shuffle)
+        return islice(batches, self.first_version, None)
 
     # --- what the loop tells
 
@@ -122,10 +149,12 @@ class Run:
         now = time.monotonic()
         if self._started is None:
             self._started = now - metrics.get("time/update_s", 0.0)
-        done, left = version, self.total_versions - version
+        done, left = version - self.first_version, self.total_versions - version
         eta = (now - self._started) / max(done, 1) * left
         self.status.set(phase="training", version=version, eta_s=round(eta, 1))
-        self._recorder.record(version, {**metrics, **self._accuracy(episodes)})
+        timed, self.timed = self.timed, {}
+        self._recorder.record(version, {**metrics, **timed, **self._accuracy(episodes)})
+        crash_point("metrics_written")
         self._watch_losses(metrics, len(episodes))
         if self.transcripts is not None and episodes:
             for episode in episodes:
@@ -159,43 +188,64 @@ class Run:
 
     def record_evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
         self._recorder.record(version, metrics)
+        self.judged |= scores_of([{"version": version, **metrics}])
         if self.transcripts is not None:
             self.transcripts.flush()
 
-    def save_if_due(self, policy: Policy, version: int) -> None:
-        every = self.config.saver.freq_steps
-        if every and version % every == 0 and version < self.total_versions:
-            save_model(
-                policy.model, self.tokenizer, self.folder.checkpoints / str(version), version
-            )
+    # --- what the run keeps
 
-    def save(self, policy: Policy) -> None:
-        """The last model: checkpoints/<version>, and saver.export where it is given."""
-        self.status.set(phase="saving")
-        folder = self.folder.checkpoints / str(policy.version)
-        save_model(policy.model, self.tokenizer, folder, policy.version)
+    def commits(self, policy: Policy, rollouts: Rollouts | None = None) -> Commits:
+        """Makes this run's checkpoints, of this policy and of what the rollouts hold."""
+        return Commits(self, policy, rollouts)
+
+    def moment(self) -> dict[str, Any]:
+        """How far the run's files and its ledger are, at this moment."""
+        positions = {self.folder.metrics.name: self._recorder.position()}
+        positions[self.folder.quarantine.name] = self.quarantine.position()
+        if self.transcripts is not None:
+            positions[self.folder.transcripts.name] = self.transcripts.position()
+        sequence, account = (-1, None) if self.ledger is None else self.ledger.state()
+        return {"sequence": sequence, "account": account, "positions": positions}
+
+    def kept_models(self) -> set[int]:
+        """The versions whose models are kept when their checkpoints are old."""
+        saver, evaluator = self.config.saver.freq_steps, self.config.evaluator.freq_steps
+        kept = set(range(0, self.total_versions, saver)) if saver else set()
+        if self.config.recover.keep_best and self.config.valid_dataset.path:
+            scores = dict(self.judged)  # the trainer's thread may add to it
+            due = set(range(0, self.total_versions, evaluator)) if evaluator else set()
+            kept |= due - scores.keys()  # one of them may turn out to be the best
+            kept |= {max(scores, key=lambda v: (scores[v], v))} if scores else set()
+        return kept
+
+    def export(self, policy: Policy) -> None:
+        """The last model, where saver.export asks for it."""
         if self.config.saver.export:
+            self.status.set(phase="saving")
             save_model(policy.model, self.tokenizer, Path(self.config.saver.export), policy.version)
 
     def close(self) -> None:
         self.closing.close()
         self._recorder.close()
+        self.quarantine.close()
         if self.transcripts is not None:
             self.transcripts.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Run]:
     """Opens the run folder and telemetry; at the end draws the curves and writes the summary.
 
-    A run folder that already holds a run is moved aside, never overwritten; one in which another
-    run is going on is refused.
+    Where the folder holds a run, it goes on from its newest checkpoint (run.recovered) as
+    recover.mode says, or that is moved aside; one in which another run is going on is refused.
     """
     if config.saver.export:
         check_export(Path(config.saver.export))  # before hours of work, not after
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
     # What the launcher starts runs in the folder that it has claimed.
-    with nullcontext() if is_trainer() else claimed(folder):
+    with nullcontext() if is_trainer() else claimed(folder, lambda: goes_on(config, folder)):
         folder.create()
         with _opened(config, folder) as run:
             yield run
@@ -203,9 +253,21 @@ def open_run(config: Config) -> Iterator[Run]:
 
 @contextmanager
 def _opened(config: Config, folder: RunFolder) -> Iterator[Run]:
+    alarms: list[str] = []
+    recovered, changed = recover(config, folder, alarms.append)
+    for change in changed:
+        log.warning("%s since the checkpoint; the run goes on with it", change)
     write_atomically(folder.config, to_yaml(config))
-    run = Run(config, folder)
-    run.status.set(phase="starting", version=0, total_versions=run.total_versions, mode=config.mode)
+    run = Run(config, folder, recovered)
+    for alarm in alarms:
+        run.status.alarm(alarm)
+    run.status.set(
+        phase="starting",
+        version=run.first_version,
+        total_versions=run.total_versions,
+        mode=config.mode,
+    )
+    stopping.check()
     try:
         yield run
     except BaseException as error:
@@ -237,8 +299,7 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         alarm=run.status.alarm,
         tell=lambda servers: run.status.set(servers=servers),
     )
-    quarantine = Quarantine(run.folder.quarantine, run.status.alarm)
-    run.closing.callback(quarantine.close)
+    quarantine = run.quarantine
     score: Scoring | None = None
     if config.rollout.reward_fn or config.reward.functions:
         score = run.closing.enter_context(open_reward(config, run.status.alarm, run.waits))
@@ -252,10 +313,11 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         rows = load_rows(config.valid_dataset, "valid_dataset")
         _check_first_row(eval_workflow, rows, config.valid_dataset, "valid_dataset")
         held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
+    ledger, rows, snapshot = planned(run)
     return Rollouts(
         engine,
         workflow,
-        Rows(run.rows, config.seed, config.train_dataset.shuffle),
+        rows,
         limits_of(config),
         keep=keep_of(config.rollout.filters),
         eval_workflow=eval_workflow,
@@ -265,6 +327,9 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         waits=run.waits,
         stall_report=run.folder.stall_report,
         more_counts=lambda: quarantine.counts,
+        version=run.first_version,
+        ledger=ledger,
+        snapshot=snapshot,
     )
 
 
@@ -296,57 +361,6 @@ def _eval_gconfig(config: Config) -> GenerationHyperparameters:
     )
 
 
-class Evaluation:
-    """Held-out evaluations: before and after training waited for, in between beside it."""
-
-    def __init__(self, run: Run, rollouts: Rollouts) -> None:
-        self._run, self._rollouts = run, rollouts
-        self._open: dict[int, Evaluating] = {}
-
-    def start_if_due(self, version: int) -> None:
-        """Collects what has ended; starts one every evaluator.freq_steps versions."""
-        for done in [v for v, future in self._open.items() if future.done()]:
-            self._collect(done)
-        every = self._run.config.evaluator.freq_steps
-        if every and version % every == 0 and version < self._run.total_versions:
-            self._start(version)
-
-    def wait_for(self, version: int) -> None:
-        """Evaluates this version and waits, so that its number is of this version alone."""
-        if not self._run.config.valid_dataset.path:
-            return
-        self._run.status.set(phase="evaluating")
-        self._start(version)
-        for open_version in list(self._open):
-            self._collect(open_version)
-
-    def _start(self, version: int) -> None:
-        if self._run.config.valid_dataset.path:
-            self._open[version] = self._rollouts.evaluate(version)
-
-    def _collect(self, version: int) -> None:
-        self._run.record_evaluation(version, self._open.pop(version).result())
-
-
-class HeldOutLoss:
-    """The evaluation of mode: sft: the mean loss of the held-out completions' tokens."""
-
-    def __init__(self, run: Run, policy: Policy) -> None:
-        self._run, self._policy = run, policy
-        dataset, self._samples = run.config.valid_dataset, []
-        if dataset.path:
-            rows = load_rows(dataset, "valid_dataset")
-            self._samples = to_samples(rows, run.tokenizer, dataset.max_length, "valid_dataset")
-
-    def record_if_due(self, version: int) -> None:
-        """Before and after training, and every evaluator.freq_steps versions."""
-        every, last = self._run.config.evaluator.freq_steps, self._run.total_versions
-        if self._samples and (version in (0, last) or (every and version % every == 0)):
-            self._run.status.set(phase="evaluating")
-            loss = self._policy.loss_of(self._samples, cross_entropy)
-            self._run.record_evaluation(version, {"eval/valid/loss": loss})
-
-
 def run_trainer(
     train: Callable[[Config, Sequence[str]], None], argv: Sequence[str] | None = None
 ) -> None:
@@ -355,14 +369,9 @@ def run_trainer(
     The servers' addresses come from AREAL_LLM_SERVER_ADDRS.
     """
     follow_parent()
-    signal.signal(signal.SIGTERM, _preempt)
+    stopping.listen()
     with ExitStack() as stack:
         stack.enter_context(boundary())
         config = load_from_argv(argv)
         addresses = [a for a in os.environ.get(ADDRESSES, "").split(",") if a]
         train(config, addresses)
-
-
-def _preempt(signum: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second time at once
-    raise Preempted("stopped by SIGTERM")

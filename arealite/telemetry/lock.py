@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,15 +18,19 @@ NAME = "run.lock"
 
 
 @contextmanager
-def claimed(folder: RunFolder) -> Iterator[Path | None]:
-    """Holds the run folder, new and empty; gives the name under which an older run is now kept.
+def claimed(
+    folder: RunFolder, goes_on: Callable[[], bool] = lambda: False
+) -> Iterator[Path | None]:
+    """Holds the run folder; gives the name under which an older run is now kept.
+
+    goes_on: whether the run that is in it goes on; else the folder is new and empty.
 
     Raises ConfigError when another run holds it.
     """
     with ExitStack() as held:
         held.callback(os.close, _lock(folder))
         aside = None
-        if folder.status.exists() or folder.metrics.exists():
+        if (folder.status.exists() or folder.metrics.exists()) and not goes_on():
             aside = folder.move_aside()
             held.callback(os.close, _lock(folder))
         yield aside

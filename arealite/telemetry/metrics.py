@@ -74,6 +74,10 @@ class Recorder:
             except Exception as error:  # a tracker is foreign code and must not end training
                 self._tell_once(f"{type(sink).__name__} failed: {error}; metrics.jsonl is complete")
 
+    def position(self) -> int:
+        """Bytes of metrics.jsonl once all lines taken so far are in it."""
+        return self._lines.position()
+
     def resumed(self, version: int) -> None:
         """Says that the run goes on from `version`: later lines of an earlier life are void."""
         self.record(version, {"resumed": 1})

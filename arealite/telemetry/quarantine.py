@@ -79,5 +79,9 @@ class Quarantine:
             "counts/unscorable_held_out": float(self._failed[True]),
         }
 
+    def position(self) -> int:
+        """Bytes of the file once all samples taken so far are in it."""
+        return self._lines.position()
+
     def close(self) -> None:
         self._lines.close()

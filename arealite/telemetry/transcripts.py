@@ -77,6 +77,10 @@ class Transcripts:
             }
         )
 
+    def position(self) -> int:
+        """Bytes of the file once all episodes taken so far are in it."""
+        return self._lines.position()
+
     def flush(self) -> None:
         self._lines.flush()
 

@@ -66,11 +66,11 @@ class CountDownWorkflow:
 
 def train(config: Config, addresses: Sequence[str]) -> None:
     algorithm, max_lag = PolicyGradient(config), config.rollout.max_trained_lag
-    with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
-        with open_rollouts(run, addresses) as rollouts:
+    with open_run(config) as run, Policy.load(config, run.total_updates, run.recovered) as policy:
+        with open_rollouts(run, addresses) as rollouts, run.commits(policy, rollouts) as commits:
             rollouts.publish(policy.export(policy.version))
             evaluation = Evaluation(run, rollouts)
-            evaluation.wait_for(policy.version)
+            evaluation.begin(policy.version)
             for version in range(policy.version, run.total_versions):
                 episodes = rollouts.next_batch()
                 batch = to_batch(episodes, algorithm, version, max_lag)
@@ -78,9 +78,9 @@ def train(config: Config, addresses: Sequence[str]) -> None:
                 rollouts.publish(policy.export(version + 1))
                 run.record(version + 1, batch.stats | stats | rollouts.stats(), episodes)
                 evaluation.start_if_due(version + 1)
-                run.save_if_due(policy, version + 1)
+                commits.make_if_due(version + 1)
             evaluation.wait_for(run.total_versions)
-        run.save(policy)
+        run.export(policy)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ async def learn(config: Config, addresses: Sequence[str]) -> None:
             stats = policy.update(batch, algorithm.loss)
             await engine.update_weights(policy.export(version + 1))
             run.record(version + 1, batch.stats | stats, episodes)
-        run.save(policy)
+        with run.commits(policy):  # the last checkpoint
+            pass
     await engine.aclose()
 
 
