@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from arealite.checkpoints.resume import goes_on, preview
+from arealite.checkpoints.store import Store
 from arealite.config import Config, load
 from arealite.config.cli import parser
 from arealite.errors import ArealiteError, ConfigError, boundary
+from arealite.launch.attempts import Attempts
 from arealite.launch.facts import gather
 from arealite.launch.inputs import check_code, require
 from arealite.launch.local import Supervisor
@@ -54,33 +57,67 @@ def _print_plan(plan: Plan) -> None:
 
 def _carry_out(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
-    with claimed(folder) as aside:
+    with claimed(folder, lambda: goes_on(config, folder)) as aside:
         if aside:
             _say(f"an older run was moved to {aside}")
+        _tell_recovery(config, folder)
         status = Status(folder)
         status.set(phase="preparing")
         status.flush()
-        scheduler = config.scheduler
-        supervisor = Supervisor(first, scheduler.grace_s, scheduler.restarts, _say)
-        with supervisor.signals():
-            try:
-                with supervisor:
-                    _run(folder, first, plan, supervisor)
-            except Exception as error:
-                _record(folder, error)
-                raise
+        try:
+            _prepare(config, first, plan)
+            _run_to_the_end(config, folder, first)
+        except Exception as error:
+            _record(folder, error)
+            raise
     if folder.summary.exists():
         show(folder.summary.read_text())
 
 
-def _run(folder: RunFolder, first: Plan, plan: Callable[[], Plan], supervisor: Supervisor) -> None:
+def _tell_recovery(config: Config, folder: RunFolder) -> None:
+    """What can be known before anything starts. Raises ConfigError, CheckpointError."""
+    found, changed = preview(config, folder)
+    if found is not None:
+        _say(f"the run goes on from version {found.version} ({found.path})")
+    for change in changed:
+        _say(f"{change} since then; the run goes on with it")
+
+
+def _prepare(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
+    supervisor = Supervisor(first, config.scheduler.grace_s)
+    with supervisor.signals(), supervisor:
+        for step in first.prepare:
+            supervisor.prepare(step, _say)
+    plan()  # what was prepared may contradict the settings: say so before the start
+
+
+def _run_to_the_end(config: Config, folder: RunFolder, plan: Plan) -> None:
+    """Starts the run again while what ended it may pass."""
     from arealite.telemetry.progress import follow  # the terminal library, only when needed
 
-    for step in first.prepare:
-        supervisor.prepare(step, _say)
-    plan()  # what was prepared may contradict the settings: say so before the start
-    trainer = supervisor.start()
-    follow(folder, lambda: supervisor.watch(trainer))
+    versions = Store(folder.checkpoints).versions
+    attempts = Attempts(config.recover.retries, lambda: max(versions(), default=-1))
+    while True:
+        scheduler = config.scheduler
+        supervisor = Supervisor(
+            plan, scheduler.grace_s, scheduler.restarts, _say, config.recover.timeout_s
+        )
+        with supervisor.signals():
+            try:
+                with supervisor:
+                    trainer = supervisor.start()
+                    follow(folder, lambda: supervisor.watch(trainer))  # noqa: B023  ends with it
+                return
+            except ArealiteError as error:
+                if supervisor.is_asked or (why := attempts.why_not(error, supervisor.crashed)):
+                    if not supervisor.is_asked and attempts.count:
+                        _say(f"the run is not started again: {why}")
+                    raise
+                _say(
+                    f"{error}; the run is started again in {attempts.pause_s:g} s "
+                    f"({attempts.count} of {config.recover.retries})"
+                )
+            attempts.back_off()
 
 
 def _record(folder: RunFolder, error: Exception) -> None:

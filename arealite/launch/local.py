@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +35,7 @@ from arealite.processes import LIFELINE, ROLE
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import read_status
 
+TRAINER = "trainer"
 TAIL_LINES = 20
 NO_WORD = "no word in its log"
 
@@ -74,6 +75,7 @@ class Supervisor:
     """Owns every child of a run. Use as a context: leaving it ends them all, by pid.
 
     restarts: how often each server that has died in mid-run is started again; say: tells people.
+    save_s: how long the trainer may save when it is ended, beyond grace_s.
     """
 
     def __init__(
@@ -82,9 +84,12 @@ class Supervisor:
         grace_s: float,
         restarts: int = 0,
         say: Callable[[str], None] = lambda sentence: None,
+        save_s: float = 0.0,
     ) -> None:
         self._plan, self._grace_s = plan, grace_s
-        self._restarts, self._say = restarts, say
+        self._restarts, self._say, self._save_s = restarts, say, save_s
+        self.is_asked = False
+        """Whether a signal has asked the launcher to stop."""
         self._children: list[Child] = []
         self._listeners: dict[str, socket.socket] = {}
         self._stack = ExitStack()
@@ -140,7 +145,7 @@ class Supervisor:
             "AREALITE_WEIGHTS_DIR": str(self._weights.path),
             ROLE: "trainer",
         }
-        trainer = Process("trainer", self._plan.trainer.command, environment)
+        trainer = Process(TRAINER, self._plan.trainer.command, environment)
         return self._start(trainer, logs / "trainer.log")
 
     def _serve(self, server: Process) -> Child:
@@ -177,6 +182,12 @@ class Supervisor:
             if trainer.process.poll() is None:  # a server that dies first is the cause
                 self._lost(child, code, has_served)
         return False
+
+    @property
+    def crashed(self) -> bool:
+        """Whether a signal has ended the trainer."""
+        codes = (c.process.poll() for c in self._children if c.name == TRAINER)
+        return any(code is not None and code < 0 for code in codes)
 
     def _has_served(self, child: Child) -> bool:
         """Whether the trainer has seen this server up, as it tells in status.json."""
@@ -217,6 +228,7 @@ class Supervisor:
                 for child in self._children:
                     child.kill()
                 return
+            self.is_asked = True
             raise Preempted(f"stopped by {signal.Signals(signum).name}")
 
         before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -259,18 +271,26 @@ class Supervisor:
         return child.process.wait(timeout_s)
 
     def _end_children(self) -> None:
-        """SIGTERM to all, the trainer first; SIGKILL to what is left after the grace."""
+        """SIGTERM to the trainer, then to the others; SIGKILL to what is left after the grace."""
         self._ending = True
-        running = [c for c in reversed(self._children) if c.process.poll() is None]
-        deadline = time.monotonic() + self._grace_s
+        self._end([c for c in self._children if c.name == TRAINER], self._save_s)
+        self._end([c for c in reversed(self._children) if c.name != TRAINER])
+
+    def _end(self, children: Sequence[Child], save_s: float = 0.0) -> None:
+        running = [c for c in children if c.process.poll() is None]
         for child in running:
             child.process.terminate()
+        started = time.monotonic()
         for child in running:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.process.wait()
+            while child.process.poll() is None:
+                left = started + self._grace_s - time.monotonic()
+                if left <= 0 and not (left > -save_s and self._is_saving()):
+                    child.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(min(max(left, 0.1), 1.0))
+
+    def _is_saving(self) -> bool:
+        return read_status(RunFolder(self._plan.run_folder)).get("phase") == "saving"
 
 
 def _failure(child: Child, code: int, oom_kills: int | None) -> ArealiteError:
