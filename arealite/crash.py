@@ -13,8 +13,14 @@ import signal
 
 CRASH_AT = "AREALITE_CRASH_AT"
 
-_name, _, _count = os.environ.get(CRASH_AT, "").partition(":")
-_left = int(_count or 1)
+_name, _left = "", 0
+
+
+def arm(text: str) -> None:
+    """From now on as if the environment said so; "" for nowhere."""
+    global _name, _left
+    _name, _, count = text.partition(":")
+    _left = int(count or 1)
 
 
 def crash_point(name: str) -> None:
@@ -24,3 +30,6 @@ def crash_point(name: str) -> None:
         _left -= 1
         if _left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get(CRASH_AT, ""))

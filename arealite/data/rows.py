@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arealite.config import DatasetConfig
+from arealite.crash import crash_point
 from arealite.errors import ConfigError
 
 Row = dict[str, Any]
@@ -88,6 +89,7 @@ class Rows:
                 if sample_id not in first and not self._is_done(sample_id):
                     yield sample_id, self._rows[index]
             epoch += 1
+            crash_point("epoch_roll")
 
     def row(self, sample_id: str) -> Mapping[str, Any]:
         """The row of an id."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arealite.crash import crash_point
 from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent
 from arealite.ledger import Ledger
 from arealite.protocols import ManagedEngine, Workflow
@@ -139,7 +140,10 @@ class Session:
             await self.buffer.idle()
             await asyncio.gather(*self._evaluations, return_exceptions=True)
         self.buffer.newest = max(self.buffer.newest, update.version)
-        return await self.engine.update_weights(update)
+        crash_point("before_update")
+        difference = await self.engine.update_weights(update)
+        crash_point("weights_verified")
+        return difference
 
     async def _watched(self, coroutine: Coroutine[Any, Any, T], owner: str, what: str) -> T:
         return await watched(

@@ -86,6 +86,7 @@ class Policy:
             policy._updates = load_trainer(
                 checkpoint.path, policy.optimizer, policy._named, policy.model
             )
+            crash_point("recovery.weights_loaded")
         return policy
 
     def state(self) -> PolicyState:

@@ -1,0 +1,295 @@
+"""The kill matrix: the trainer dies at every named place, and at random times; nothing is lost.
+
+    python tests/faults/kill_matrix.py [--random 3] [--only checkpoint] [--seed 1] [--keep FOLDER]
+
+Each case is a run of its own, deterministic and small, with a real inference server: its trainer is
+killed (SIGKILL), started again without being told, and compared with a run that nobody has killed.
+Shown for each case: rows lost, rows trained twice, whether the ledger closes, and whether the final
+weights are the same bits. Exit code 1 where one case is not as it must be.
+
+The trainers are forked from this process, which has imported everything, so that a case takes
+seconds; they share one server, which each of them brings to its own version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "countdown")]
+
+import datasets  # noqa: E402  (all that a trainer needs is imported once, before the forks)
+import tiny_model  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402,F401
+
+from arealite import crash  # noqa: E402
+from arealite.config import load  # noqa: E402
+from arealite.launch.facts import gather  # noqa: E402
+from arealite.launch.plan import make_plan  # noqa: E402
+from arealite.ledger import read_ledger  # noqa: E402
+from arealite.main import train  # noqa: E402
+from arealite.run import ADDRESSES, run_trainer  # noqa: E402
+from arealite.telemetry.metrics import load_metrics  # noqa: E402
+from arealite.telemetry.run_folder import read_lines  # noqa: E402
+from arealite.training.weights import WEIGHTS_DIR  # noqa: E402
+
+VERSIONS, BATCH, ROWS = 8, 6, 20
+DEADLINE_S = 180.0
+CONFIG = f"""
+experiment_name: kill
+seed: 1
+deterministic: true
+actor:
+  path: model
+  dtype: float32
+  threads: 1
+  mb_spec: {{max_tokens_per_mb: 2048}}
+  optimizer: {{lr: 1e-3, lr_scheduler_type: linear, warmup_steps: 2}}
+rollout:
+  reward_fn: reward.py:compute_score
+  max_head_offpolicyness: 2
+  threads: 1
+  filters: [equal_rewards]
+reward: {{mode: inline}}
+gconfig: {{n_samples: 2, max_new_tokens: 8}}
+train_dataset: {{path: rows.jsonl, batch_size: {BATCH}, max_length: 64}}
+valid_dataset: {{path: held_out.jsonl, max_length: 64}}
+evaluator: {{freq_steps: 2}}
+recover: {{freq_steps: 1}}
+total_train_steps: {VERSIONS}
+"""
+REWARD = "def compute_score(text, truth):\n    return sum(text.encode()) % 3 / 2\n"
+"""Of any text; a third of the groups earn the same twice, and are filtered."""
+
+POINTS = (
+    *("after_plan:9", "after_dispatch:11", "after_reply_before_ledger:12", "after_finish:14"),
+    *("after_filtered:2", "epoch_roll:1", "batch_popped:3", "after_backward:3"),
+    *("after_optimizer_step:1", "after_optimizer_step:3", "after_optimizer_step:8"),
+    *("weights_written:4", "after_version_bump:4", "before_update:3", "weights_verified:3"),
+    *("metrics_written:4", "evaluation_start:1", "evaluation_start:2", "evaluation_end:2"),
+    *("checkpoint.copied:3", "checkpoint.begun:1", "checkpoint.begun:3"),
+    *(f"checkpoint.file_written:{n}" for n in (10, 14)),
+    *("checkpoint.file_synced:12", "checkpoint.before_manifest:2", "checkpoint.manifest_synced:2"),
+    *("checkpoint.renamed:1", "checkpoint.renamed:3", "checkpoint.folder_synced:2"),
+    *("checkpoint.latest_moved:2", "checkpoint.committed:2", "checkpoint.old_deleted:1"),
+    "shutdown.committed:1",
+)
+AGAIN = (
+    *("recovery.verified", "recovery.files_cut", "recovery.weights_loaded"),
+    *("recovery.ledger_read", "before_update", "weights_verified", "after_plan"),
+)
+"""Where the second start is killed as well, before a third goes through."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    first: str = ""
+    """The crash point of the first start; "" with after_s: killed at that time."""
+    second: str = ""
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    weights: str
+    trained: tuple[str, ...]
+    problems: tuple[str, ...]
+    rolled_back: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--random", type=int, default=3, help="kills at random times")
+    parser.add_argument("--seed", type=int, default=1, help="of these times")
+    parser.add_argument("--only", default="", help="cases whose names hold this text")
+    parser.add_argument("--keep", type=Path, help="leave the run folders there")
+    arguments = parser.parse_args()
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
+    prepare(folder)
+    try:
+        with server() as address:
+            failed = matrix(address, arguments.random, arguments.seed, arguments.only)
+    finally:
+        if arguments.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    raise SystemExit(1 if failed else 0)
+
+
+def prepare(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
+    if not Path("model").exists():  # in a process of its own: threads do not survive a fork
+        subprocess.run([sys.executable, tiny_model.__file__, "--out", "model"], check=True)
+    for name, count in (("rows.jsonl", ROWS), ("held_out.jsonl", 4)):
+        lines = [json.dumps({"query": f"{name} {i}", "answer": str(i)}) for i in range(count)]
+        Path(name).write_text("\n".join(lines) + "\n")
+    Path("reward.py").write_text(REWARD)
+    Path("run.yaml").write_text(CONFIG)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """A real one, as the launcher would start it."""
+    config = load("run.yaml", ["trial_name=server"])
+    process = make_plan(config, gather(config), "run.yaml").servers[0]
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as listener,
+        open("server.log", "w") as log,
+    ):
+        running = subprocess.Popen(
+            [*process.command, "--fd", str(listener.fileno())],
+            env={**os.environ, **process.environment, "PYTHONPATH": str(ROOT)},
+            pass_fds=(listener.fileno(),),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.kill()
+            running.wait()
+
+
+def matrix(address: str, n_random: int, seed: int, only: str) -> int:
+    started = time.monotonic()
+    code = attempt(address, "base")
+    seconds = time.monotonic() - started
+    if code:
+        raise SystemExit(f"the run that nobody kills ended with {code}: {log_of('base')}")
+    base = examine("base")
+    print(f"{'case':<44}{'lost':>6}{'twice':>6}{'again':>7}  ledger  weights", flush=True)
+    failed = 0
+    for case in cases(n_random, seed, seconds):
+        if only in case.name:
+            failed += not play(address, case, base)
+    print(f"{failed} case(s) failed; {time.monotonic() - started:.0f} s")
+    return failed
+
+
+def cases(n_random: int, seed: int, seconds: float) -> Iterator[Case]:
+    yield from (Case(point, point) for point in POINTS)
+    yield from (Case(f"metrics_written:4, then {p}", "metrics_written:4", p) for p in AGAIN)
+    times = random.Random(seed)
+    for number in range(n_random):
+        share = times.uniform(0.2, 0.95)
+        yield Case(f"random {number}, at {share:.0%}", after_s=share * seconds)
+
+
+def play(address: str, case: Case, base: Found) -> bool:
+    trial = "".join(c if c.isalnum() or c in ".-_" else "-" for c in case.name)
+    code = attempt(address, trial, case.first, case.after_s)
+    if code != -signal.SIGKILL and not (case.after_s and code == 0):
+        print(f"{case.name:<44}  was not killed, it ended with {code}: {log_of(trial)}")
+        return False
+    if case.second:
+        code = attempt(address, trial, case.second)
+        if code != -signal.SIGKILL:
+            print(f"{case.name:<44}  was not killed again, it ended with {code}: {log_of(trial)}")
+            return False
+    if code and (code := attempt(address, trial)):
+        print(f"{case.name:<44}  did not go on, it ended with {code}: {log_of(trial)}")
+        return False
+    found = examine(trial)
+    lost = len(set(base.trained) - set(found.trained))
+    twice = sum(n - 1 for n in Counter(found.trained).values())
+    same = found.weights == base.weights
+    closes = "; ".join(found.problems) or "closes"
+    print(
+        f"{case.name:<44}{lost:>6}{twice:>6}{found.rolled_back:>7}  {closes}  "
+        f"{'same bits' if same else 'OTHER BITS'}",
+        flush=True,
+    )
+    return same and not lost and not twice and not found.problems
+
+
+def attempt(address: str, trial: str, crash_at: str = "", after_s: float = 0.0) -> int:
+    """One start of a trainer; its exit code, or minus the number of the signal."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            become_trainer(address, trial, crash_at)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 70
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    deadline = time.monotonic() + (after_s or DEADLINE_S)
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if after_s else 1
+
+
+def become_trainer(address: str, trial: str, crash_at: str) -> None:
+    log = os.open(f"{trial}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ[ADDRESSES] = address
+    os.environ[WEIGHTS_DIR] = str(Path("weights", trial).absolute())
+    torch.set_num_threads(1)
+    crash.arm(crash_at)
+    run_trainer(train, ["--config", "run.yaml", f"trial_name={trial}"])
+
+
+def examine(trial: str) -> Found:
+    """What the files of a run that has ended say."""
+    folder = Path("runs", "kill", trial)
+    weights = (folder / f"checkpoints/{VERSIONS}/model.safetensors").read_bytes()
+    lines = [line for line in read_lines(folder / "transcripts.jsonl") if line["fate"] == "trained"]
+    problems = []
+    reading = read_ledger(folder / "ledger.jsonl")
+    assert reading.account is not None
+    if reading.damage:
+        problems.append(reading.damage)
+    problems += reading.account.problems()
+    if reading.account.counts["trained"] != len(lines):
+        problems.append("the transcripts and the ledger differ")
+    rows = load_metrics(folder / "metrics.jsonl")
+    told = [row["version"] for row in read_lines(folder / "metrics.jsonl") if "reward/mean" in row]
+    if told != list(range(1, VERSIONS + 1)):
+        problems.append(f"metrics.jsonl has the versions {told}")
+    judged = [row["version"] for row in rows if "eval/valid/mean" in row]
+    if not {0, VERSIONS} <= set(judged):
+        problems.append(f"evaluated are {judged}")
+    return Found(
+        hashlib.sha256(weights).hexdigest(),
+        tuple(line["sample_id"] for line in lines),
+        tuple(problems),
+        reading.account.counts["rolled_back"],
+    )
+
+
+def log_of(trial: str) -> str:
+    return "\n" + "\n".join(Path(f"{trial}.log").read_text().splitlines()[-12:])
+
+
+if __name__ == "__main__":
+    main()
