@@ -21,10 +21,10 @@ BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test million check bench clean
+.PHONY: help venv demo test million kill-matrix check bench clean
 
 help:
-	@echo "make demo | test | million | check | bench | venv | clean"
+	@echo "make demo | test | million | kill-matrix | check | bench | venv | clean"
 
 # Two stamps: the demo needs no wandb and no mypy.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -55,6 +55,10 @@ test: check
 # A million simulated versions under the staleness rule: minutes on two cores.
 million: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m million
+
+# The trainer dies at every named place, and at random times: `make kill-matrix ARGS="--random 50"`.
+kill-matrix: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/kill_matrix.py $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done

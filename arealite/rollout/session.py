@@ -71,10 +71,7 @@ class Session:
         ledger: Ledger | None = None,
         snapshot: Snapshot | None = None,
     ) -> None:
-        """more_counts: flat `counts/...` of others, told beside this session's own.
-
-        snapshot: goes on from there, at this version.
-        """
+        """more_counts: flat `counts/...` of others. snapshot: goes on from there, at `version`."""
         self.engine, self.limits = engine, limits
         self.waits = waits or Waits()
         self.buffer = Buffer(
@@ -83,9 +80,9 @@ class Session:
             "wait" if limits.in_order else limits.late,
             limits.max_running,
             version,
-            on_dropped=self._on_dropped,
-            ledger=ledger,
-            snapshot=snapshot,
+            self._on_dropped,
+            ledger,
+            snapshot,
         )
         self._runner = Runner(
             self.buffer, engine, workflow, iter(rows), keep, self._tell, limits, self.waits
@@ -95,13 +92,11 @@ class Session:
         self._stall_report, self._more_counts = stall_report, more_counts
         self._failures = Failures()
         self._timed: dict[str, float] = {}
-        self._batch: list[Episode] = []
-        self._batch_version = version
+        self._batch, self._batch_version = list[Episode](), version
         self._dropped: list[tuple[int, Episode]] = []
-        self._dropped_in_a_row = 0
-        self._told = 0
+        self._dropped_in_a_row = self._told = 0
         self._progress_tokens: float | None = None
-        self._stats_tokens, self._stats_at = 0.0, 0.0
+        self._stats_tokens = self._stats_at = 0.0
         self._running: asyncio.Task[None] | None = None
         self._adapting: asyncio.Task[None] | None = None
         self._evaluations: set[asyncio.Task[Any]] = set()

@@ -3,7 +3,8 @@
     python tests/faults/kill_matrix.py [--random 3] [--only checkpoint] [--seed 1] [--keep FOLDER]
 
 Each case is a run of its own, deterministic and small, with a real inference server: its trainer is
-killed (SIGKILL), started again without being told, and compared with a run that nobody has killed.
+killed (SIGKILL; some are asked to stop, by SIGTERM), started again without being told, and compared
+with a run that nobody has killed.
 Shown for each case: rows lost, rows trained twice, whether the ledger closes, and whether the final
 weights are the same bits. Exit code 1 where one case is not as it must be.
 
@@ -41,6 +42,7 @@ import transformers  # noqa: E402,F401
 
 from arealite import crash  # noqa: E402
 from arealite.config import load  # noqa: E402
+from arealite.errors import Preempted  # noqa: E402
 from arealite.launch.facts import gather  # noqa: E402
 from arealite.launch.plan import make_plan  # noqa: E402
 from arealite.ledger import read_ledger  # noqa: E402
@@ -102,9 +104,17 @@ AGAIN = (
 class Case:
     name: str
     first: str = ""
-    """The crash point of the first start; "" with after_s: killed at that time."""
+    """The crash point of the first start; "" with after_s: it gets the signal at that time."""
     second: str = ""
     after_s: float = 0.0
+    number: int = signal.SIGKILL
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """How the first start may end."""
+        if not self.after_s:
+            return (-signal.SIGKILL,)
+        return (0, -signal.SIGKILL if self.number == signal.SIGKILL else Preempted.exit_code)
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--random", type=int, default=3, help="kills at random times")
+    parser.add_argument("--random", type=int, default=3, help="kills, and stops, at random times")
     parser.add_argument("--seed", type=int, default=1, help="of these times")
     parser.add_argument("--only", default="", help="cases whose names hold this text")
     parser.add_argument("--keep", type=Path, help="leave the run folders there")
@@ -191,16 +201,18 @@ def cases(n_random: int, seed: int, seconds: float) -> Iterator[Case]:
     yield from (Case(point, point) for point in POINTS)
     yield from (Case(f"metrics_written:4, then {p}", "metrics_written:4", p) for p in AGAIN)
     times = random.Random(seed)
-    for number in range(n_random):
-        share = times.uniform(0.2, 0.95)
-        yield Case(f"random {number}, at {share:.0%}", after_s=share * seconds)
+    for index in range(n_random):
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            share = times.uniform(0.1, 0.95)
+            name = f"{number.name} {index}, at {share:.0%} of the time"
+            yield Case(name, after_s=share * seconds, number=number)
 
 
 def play(address: str, case: Case, base: Found) -> bool:
     trial = "".join(c if c.isalnum() or c in ".-_" else "-" for c in case.name)
-    code = attempt(address, trial, case.first, case.after_s)
-    if code != -signal.SIGKILL and not (case.after_s and code == 0):
-        print(f"{case.name:<44}  was not killed, it ended with {code}: {log_of(trial)}")
+    code = attempt(address, trial, case.first, case.after_s, case.number)
+    if code not in case.ends:
+        print(f"{case.name:<44}  was not ended so, but with {code}: {log_of(trial)}")
         return False
     if case.second:
         code = attempt(address, trial, case.second)
@@ -223,7 +235,13 @@ def play(address: str, case: Case, base: Found) -> bool:
     return same and not lost and not twice and not found.problems
 
 
-def attempt(address: str, trial: str, crash_at: str = "", after_s: float = 0.0) -> int:
+def attempt(
+    address: str,
+    trial: str,
+    crash_at: str = "",
+    after_s: float = 0.0,
+    number: int = signal.SIGKILL,
+) -> int:
     """One start of a trainer; its exit code, or minus the number of the signal."""
     child = os.fork()
     if child == 0:
@@ -237,15 +255,28 @@ def attempt(address: str, trial: str, crash_at: str = "", after_s: float = 0.0) 
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    deadline = time.monotonic() + (after_s or DEADLINE_S)
+    if after_s:
+        code = waited(child, after_s)
+        if code is not None:
+            return code
+        os.kill(child, number)
+    code = waited(child, DEADLINE_S)
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return 1
+    return code
+
+
+def waited(child: int, seconds: float) -> int | None:
+    """How it has ended; None where it has not."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if after_s else 1
+    return None
 
 
 def become_trainer(address: str, trial: str, crash_at: str) -> None:
