@@ -46,6 +46,7 @@ class Commits:
         self._version = run.first_version if run.recovered else -1  # of the newest checkpoint
         self._at = time.monotonic()
         self._writing: Future[None] | None = None
+        self._is_owed = False
 
     def __enter__(self) -> Commits:
         return self
@@ -74,7 +75,8 @@ class Commits:
         """Call it when all of this version is told. Raises Preempted where the run is asked to
         stop: then leaving the context keeps this version."""
         stopping.check()
-        if version < self._run.total_versions and self._is_due(version) and not self._is_writing():
+        self._is_owed = self._is_owed or self._is_due(version)
+        if self._is_owed and version < self._run.total_versions and not self._is_writing():
             self._make(version)
 
     def _is_due(self, version: int) -> bool:
@@ -89,6 +91,7 @@ class Commits:
 
     def _make(self, version: int) -> None:
         started = self._at = time.monotonic()
+        self._is_owed = False
         state, (snapshot, moment) = self._policy.state(), self._rollouts_at(version)
         self._run.timed["time/checkpoint_s"] = time.monotonic() - started
         crash_point("checkpoint.copied")

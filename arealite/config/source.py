@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ Places = dict[str, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 2026-01-31 is text: a run may be named by its day."""
+    """Safe YAML in which 2026-01-31 is text, since a run may be named by its day, and so is `off`,
+    since settings have it as a value; a setting that is true or false takes it all the same."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [(tag, p) for tag, p in resolvers if not tag.endswith((":timestamp", ":bool"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(  # as YAML 1.2 has it
+    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def read(path: Path) -> tuple[dict[str, Any], Places]:

@@ -557,3 +557,16 @@ def test_every_configuration_in_the_repository_loads(path: Path) -> None:
 def test_the_laptop_configuration_stays_short() -> None:
     text = (ROOT / "examples" / "countdown" / "cpu.yaml").read_text()
     assert len(text.splitlines()) <= 35
+
+
+@pytest.mark.parametrize("word", ["off", "no", "false", "False"])
+def test_off_is_a_value_and_also_false(tmp_path: Path, word: str) -> None:
+    """YAML 1.1 would read `off` as false, and no setting could have it as a value."""
+    (tmp_path / "x.yaml").write_text(
+        "experiment_name: e\nactor: {path: m}\nrollout: {reward_fn: 'a:b'}\n"
+        f"gconfig: {{n_samples: 2}}\nreward: {{isolation: off}}\n"
+        f"train_dataset: {{path: d, shuffle: {word}}}\n"
+    )
+    config = load(tmp_path / "x.yaml", ["recover.mode=off", f"actor.share_prompts={word}"])
+    assert (config.reward.isolation, config.recover.mode) == ("off", "off")
+    assert (config.train_dataset.shuffle, config.actor.share_prompts) == (False, False)
