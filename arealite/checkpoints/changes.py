@@ -13,7 +13,8 @@ from arealite.errors import ConfigError
 
 FREE = (
     *("experiment_name", "trial_name", "fileroot", "prepare", "scheduler", "stats_logger"),
-    *("saver", "recover", "evaluator", "valid_dataset", "reward", "actor.threads"),
+    *("saver", "recover", "evaluator", "valid_dataset", "actor.threads"),
+    *(f"reward.{key}" for key in ("mode", "workers", "timeout_s", "memory_mb", "isolation")),
     *("total_train_steps", "total_train_epochs"),
     *(f"actor.{key}" for key in ("device", "mb_spec", "share_prompts", "gradient_checkpointing")),
     *(f"rollout.{key}" for key in ("backend", "n_servers", "device", "threads")),
