@@ -149,3 +149,11 @@ def test_a_snapshot_comes_back_bit_for_bit() -> None:
 def test_what_is_no_snapshot_is_told(text: str) -> None:
     with pytest.raises(CheckpointError, match="the rollouts of the checkpoint cannot be read"):
         from_lines(iter(text.splitlines()), lambda sample_id: {})
+
+
+def test_what_is_to_be_played_again_is_not_forgotten_by_a_second_crash_before_it_is() -> None:
+    snapshot = Snapshot((), {"0:4": 2, "0:1": 5}, 6)
+    buffer = Buffer(2, 1, "wait", None, 3, snapshot=snapshot)
+    assert buffer.snapshot(3) == snapshot
+    asyncio.run(buffer.admit("0:4"))
+    assert buffer.snapshot(3) == snapshot
