@@ -17,6 +17,13 @@ from typing import Any, Literal
 StopReason = Literal["stop", "length"]
 VersionsFrom = Literal["server", "client"]
 
+LogprobMeaning = Literal["raw", "temperature", "barred", "processed"]
+"""Of which distribution a server reports a sampled token's log-probability.
+
+raw: softmax(logits). temperature: softmax(logits / temperature). barred: of that without the stop
+tokens that min_new_tokens bars. processed: of what top_p and top_k leave of that.
+"""
+
 NOT_SAMPLED = -1
 """The version of a token that no policy sampled: the prompt, a tool's output."""
 

@@ -41,6 +41,7 @@ from scripted_server import PROBE, Script, raise_descriptor_limit, scripted_serv
 
 from arealite.engines import sglang
 from arealite.engines.client import RemoteEngine
+from arealite.engines.dialect import Part
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.protocols import ManagedEngine
 from arealite.rollout.collector import rare_collections
@@ -123,7 +124,7 @@ class Lag:
         }
 
 
-def parse(reply: Any, script: Script) -> list[sglang.Part]:
+def parse(reply: Any, script: Script) -> list[Part]:
     """As the client does."""
     gconfig = GenerationHyperparameters(max_new_tokens=512)
     asked = sglang.generate_body([1] * 64, gconfig, "", script.group)

@@ -14,16 +14,16 @@ import asyncio
 import itertools
 from asyncio import sleep
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from arealite.engines import sglang
+from arealite.engines import sglang, vllm
+from arealite.engines.dialect import Dialect, Part
 from arealite.engines.fleet import Server
 from arealite.engines.http import pause_s
-from arealite.engines.sglang import Part
 from arealite.engines.stops import Decode, first_end
-from arealite.engines.upkeep import Names, Report, Upkeep
+from arealite.engines.upkeep import Names, Refusal, Report, Upkeep, together
 from arealite.errors import EngineError, EnginesExhausted
 from arealite.telemetry.waits import Waits
 from arealite.types import (
@@ -33,7 +33,8 @@ from arealite.types import (
     WeightUpdate,
 )
 
-T = TypeVar("T")
+DIALECTS: Mapping[str, Dialect] = {"embedded": sglang, "sglang": sglang, "vllm": vllm}
+"""By rollout.backend."""
 
 MAX_ABORTS = 64
 """A sample that is aborted more often than this is given up: weights change far less often."""
@@ -53,42 +54,62 @@ class _Group:
             self.task.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """n samples that are asked for at once: what is left of them, behind the tokens they have."""
+
+    input_ids: Sequence[int]
+    request: ModelRequest
+    n: int = 1
+    done: int = 0
+    index: int = 0
+
+
 class RemoteEngine:
-    """A `ManagedEngine` over servers that speak SGLang's protocol.
+    """A `ManagedEngine` over servers that speak one dialect, SGLang's by default.
 
     server_timeout_s: a server that answers nothing for so long is lost. setup_timeout_s: none may
     serve for so long. decode: the tokenizer's, needed only to find stop strings across an
-    interruption. alarm: is told of lost and quarantined servers, and, once, when versions have to
-    be stamped here. tell: the state of all servers, whenever one changes.
+    interruption. key: the servers' API key. refusal: why servers of some abilities cannot be used.
+    alarm: is told of lost and quarantined servers, and, once, when versions have to be stamped
+    here. tell: the state of all servers, whenever one changes. say: what each server can do.
     """
 
     def __init__(
         self,
         addresses: Sequence[str],
         waits: Waits,
+        dialect: Dialect = sglang,
         request_timeout_s: float = 600.0,
         request_retries: int = 3,
         server_timeout_s: float = 30.0,
         setup_timeout_s: float = 300.0,
         update_mode: str = "retract",
         decode: Decode | None = None,
+        key: str = "",
+        refusal: Refusal = lambda abilities: "",
         alarm: Callable[[str], None] = lambda sentence: None,
         tell: Report = lambda servers: None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         if not addresses:
             raise EnginesExhausted("there is no inference server; give at least one address")
-        self._names = Names()
+        self._names, self._dialect = Names(), dialect
         self._upkeep = Upkeep(
             addresses,
             waits,
             self._names,
+            dialect,
             request_timeout_s=request_timeout_s,
             request_retries=request_retries,
             server_timeout_s=server_timeout_s,
             patience_s=setup_timeout_s,
             update_mode=update_mode,
+            key=key,
+            refusal=refusal,
             alarm=alarm,
             tell=tell,
+            say=say,
         )
         self._transport = self._upkeep.transport
         self._decode, self._alarm = decode, alarm
@@ -121,8 +142,7 @@ class RemoteEngine:
             if not part.tokens:  # nothing gained: do not ask again in a hot loop
                 await sleep(pause_s(count))
             prompt = [*request.input_ids, *sample.tokens]
-            body = sglang.generate_body(prompt, request.gconfig, request.rid, 1, done, index)
-            [part] = await self._generate(body)
+            [part] = await self._generate(_Ask(prompt, request, 1, done, index))
             sample = self._joined(sample, part, request.gconfig)
         if not sample.tokens:
             raise EngineError("the server answered an empty sample")
@@ -175,12 +195,9 @@ class RemoteEngine:
         group.task.add_done_callback(self._tasks.discard)
 
     async def _send(self, group: _Group) -> None:
-        request = group.request
-        body = sglang.generate_body(
-            request.input_ids, request.gconfig, request.rid, len(group.futures)
-        )
+        ask = _Ask(group.request.input_ids, group.request, len(group.futures))
         try:
-            parts = await self._generate(body)
+            parts = await self._generate(ask)
         except asyncio.CancelledError:  # the engine is closed: nobody may wait for ever
             for future in group.futures:
                 future.cancel()
@@ -194,27 +211,41 @@ class RemoteEngine:
             if not future.done():
                 future.set_result(part)
 
-    async def _generate(self, body: Mapping[str, Any]) -> list[Part]:
-        n = body["sampling_params"]["n"]
-        return await self._transport.exchange(self._upkeep.some, n, partial(self._attempt, body))
+    async def _generate(self, ask: _Ask) -> list[Part]:
+        attempt = partial(self._attempt, ask)
+        return await self._transport.exchange(self._upkeep.some, ask.n, attempt)
 
-    async def _attempt(self, body: Mapping[str, Any], server: Server) -> list[Part]:
-        """One POST /generate, and its reply checked against what this server can answer."""
-        sent = {**body, "rid": self._names.new(body["rid"])}
+    async def _attempt(self, ask: _Ask, server: Server) -> list[Part]:
+        """All of them from this server: in one request, or where that cannot be in several."""
+        is_seeded = ask.request.gconfig.seed is not None
+        size = server.abilities.samples_of(ask.n, is_seeded)
+        parts = await together(
+            self._exchange(replace(ask, n=min(size, ask.n - i), index=ask.index + i), server)
+            for i in range(0, ask.n, size)
+        )
+        # Tokens may be of weights that are being verified: if they fail, this is taken back.
+        await self._upkeep.fleet.settled(server)
+        samples = [part for some in parts for part in some]
+        self._count_stamped(server, samples)
+        return samples
+
+    async def _exchange(self, ask: _Ask, server: Server) -> list[Part]:
+        """One request, and its reply checked against what this server can answer."""
+        dialect, request = self._dialect, ask.request
+        body = dialect.generate_body(
+            ask.input_ids, request.gconfig, self._names.new(request.rid), ask.n, ask.done, ask.index
+        )
         floor, is_managed = server.floor, server.ceiling is not None
-        reply = await self._transport.post(server, "/generate", sent)
+        reply = await self._transport.post(server, dialect.GENERATE, body)
         try:
-            parts = sglang.parse_generate(
-                reply, sent, self._names.mark, floor if is_managed else None
+            parts = dialect.parse_generate(
+                reply, body, self._names.mark, floor if is_managed else None
             )
             for part in parts:
                 server.check(part.versions, floor)
                 self._check_vocabulary(part.tokens)
         except EngineError as error:
             raise EngineError(f"server {server.address}: {error}") from None
-        # Tokens may be of weights that are being verified: if they fail, this is taken back.
-        await self._upkeep.fleet.settled(server)
-        self._count_stamped(server, parts)
         return parts
 
     def _check_vocabulary(self, tokens: Sequence[int]) -> None:
@@ -237,7 +268,7 @@ class RemoteEngine:
     # --- what the door calls
 
     async def wait_ready(self, deadline_s: float) -> None:
-        """Returns when every server answers. Raises EnginesExhausted."""
+        """As Upkeep.wait_ready."""
         await self._upkeep.wait_ready(deadline_s)
 
     async def update_weights(self, update: WeightUpdate) -> float:
@@ -263,20 +294,21 @@ class RemoteEngine:
         total: dict[str, float] = {"refused": float(self._transport.refused), "servers": 0.0}
         total["serving"] = float(len(self._upkeep.fleet.serving))
         there = [server for server in self.servers if server.state != "dead"]
-        for info in await asyncio.gather(*map(self._info, there)):
-            total["servers"] += info is not None
-            for key, value in info.items() if isinstance(info, Mapping) else ():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    total[key] = total.get(key, 0.0) + value
+        for counters in await asyncio.gather(*map(self._counters, there)):
+            total["servers"] += counters is not None
+            for key, value in (counters or {}).items():
+                total[key] = total.get(key, 0.0) + value
         if self._stamped:
             total["versions_stamped_by_client"] = float(self._stamped)
         return total
 
-    async def _info(self, server: Server) -> Any:
+    async def _counters(self, server: Server) -> Mapping[str, float] | None:
+        path = server.abilities.counters or self._dialect.COUNTERS
         try:
-            return await self._transport.get(server, "/get_server_info", 10.0)
+            answer = await self._transport.ask(server, path, None, 10.0)
         except EngineError:
             return None
+        return self._dialect.parse_counters(answer.value) if answer.status == 200 else None
 
     async def aclose(self) -> None:
         self._transport.closed = True  # what is cancelled below must not be tried again

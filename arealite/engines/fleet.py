@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from arealite.engines.dialect import Abilities
 from arealite.errors import EngineError, EnginesExhausted
 from arealite.telemetry.waits import Waits
 
@@ -82,6 +83,7 @@ class Server:
     floor: a version verified or reported here; what is asked from now on cannot be older.
     ceiling: the newest version that it was told to load; None before the first.
     difference: what the last probe showed, in nats. since: when its state last changed, unix.
+    is_whole: no update of its weights has been broken off.
     """
 
     address: str
@@ -89,6 +91,8 @@ class Server:
     floor: int = 0
     ceiling: int | None = None
     difference: float = 0.0
+    is_whole: bool = True
+    abilities: Abilities = field(default_factory=Abilities)
     health: Health = Health()
     since: float = field(default_factory=time.time)
     news: asyncio.Event = field(default_factory=asyncio.Event)

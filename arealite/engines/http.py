@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from arealite.engines.dialect import Answer
 from arealite.engines.fleet import Server
 from arealite.errors import EngineError
 from arealite.telemetry.waits import Waits
@@ -102,8 +103,9 @@ class _Tried:
 class Transport:
     """Talks to servers. request_timeout_s: of one attempt; retries: attempts beyond the first.
 
-    failed(server, error): is told of every attempt that a server spoiled. closed: from now on
-    every request is an error. refused: how often a server said 429.
+    failed(server, error): is told of every attempt that a server spoiled. key: the servers' API
+    key, if they have one. closed: from now on every request is an error. refused: how often a
+    server said 429.
     """
 
     def __init__(
@@ -112,9 +114,10 @@ class Transport:
         request_timeout_s: float,
         retries: int,
         failed: Callable[[Server, EngineError], None],
+        key: str = "",
     ) -> None:
         self._waits, self._timeout_s, self._retries = waits, request_timeout_s, retries
-        self._failed = failed
+        self._failed, self._key = failed, key
         self._session: aiohttp.ClientSession | None = None
         self._attempts: dict[asyncio.Future[Any], Server] = {}
         self._decoding = asyncio.Lock()
@@ -195,6 +198,11 @@ class Transport:
         """As post, within deadline_s."""
         return await self._request("GET", server, path, None, deadline_s)
 
+    async def ask(self, server: Server, path: str, body: Any, deadline_s: float) -> Answer:
+        """Whatever it answers, of any status; without a body it is a GET. Raises EngineError."""
+        method = "GET" if body is None else "POST"
+        return await self._exchange(method, server, path, body, deadline_s, _anything)
+
     async def aclose(self) -> None:
         """Ends what is open."""
         self.closed = True
@@ -205,10 +213,36 @@ class Transport:
     async def _request(
         self, method: str, server: Server, path: str, content: Any, deadline_s: float
     ) -> Any:
+        async def whole(reply: aiohttp.ClientResponse) -> bytes:
+            if reply.status != 200:
+                raise await _refusal(server, f"{method} {path}", reply)
+            return await _content(reply)
+
+        body = await self._exchange(method, server, path, content, deadline_s, whole)
+        try:
+            if len(body) <= LONG_REPLY_BYTES:
+                return _json(body)
+            async with self._decoding:
+                value = _json(body)
+                await asyncio.sleep(0)  # held until the next turn
+                return value
+        except ValueError as error:
+            raise EngineError(f"server {server.address}: {method} {path}: {error!r}") from None
+
+    async def _exchange(
+        self,
+        method: str,
+        server: Server,
+        path: str,
+        content: Any,
+        deadline_s: float,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    ) -> T:
         if self.closed:
             raise EngineError("the client is closed")
         if self._session is None:  # made here: a session belongs to the running loop
-            self._session = aiohttp.ClientSession(connector=_Connector(limit=0))
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else None
+            self._session = aiohttp.ClientSession(connector=_Connector(limit=0), headers=headers)
         timeout = aiohttp.ClientTimeout(total=deadline_s)
         what = f"{method} {path}"
         try:
@@ -216,15 +250,7 @@ class Transport:
                 async with self._session.request(
                     method, server.url + path, json=content, timeout=timeout, allow_redirects=False
                 ) as reply:
-                    if reply.status != 200:
-                        raise await _refusal(server, what, reply)
-                    body = await _content(reply)
-            if len(body) <= LONG_REPLY_BYTES:
-                return _json(body)
-            async with self._decoding:
-                value = _json(body)
-                await asyncio.sleep(0)  # held until the next turn
-                return value
+                    return await read(reply)
         except TimeoutError:
             raise EngineError(
                 f"server {server.address} did not answer {what} within {deadline_s:g} s"
@@ -248,7 +274,17 @@ async def _content(reply: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
+async def _anything(reply: aiohttp.ClientResponse) -> Answer:
+    body = await _content(reply)
+    try:
+        return Answer(reply.status, json.loads(body))
+    except (ValueError, RecursionError):
+        return Answer(reply.status, _text(body))
+
+
 def _json(body: bytes) -> Any:
+    if not body:  # of a route that has nothing to say
+        return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:  # the latter from brackets without end
@@ -290,5 +326,6 @@ async def _message(reply: aiohttp.ClientResponse) -> str:
     if isinstance(body, dict):
         error = body.get("error", body)
         if isinstance(error, dict):
-            return str(error.get("message", text))[:500]
+            error = error.get("message", body.get("detail", text))
+        return str(error)[:500]
     return text

@@ -7,49 +7,56 @@ answers the request that was sent: the name, the prompt's length and the tokens 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+from arealite.engines.dialect import (
+    MALFORMED,
+    MAX_SEED,
+    Abilities,
+    Answer,
+    Part,
+    Question,
+    Step,
+    checked,
+    spread,
+    version_of,
+)
 from arealite.errors import EngineError
-from arealite.types import ROUNDING, GenerationHyperparameters, VersionsFrom
+from arealite.types import GenerationHyperparameters, VersionsFrom, WeightUpdate
 
-MAX_SEED = (1 << 63) - 1
+GENERATE, ALIVE, COUNTERS = "/generate", "/get_model_info", "/get_server_info"
 
-MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
-"""What reading a reply of the wrong shape raises."""
+QUESTIONS = (Question("/get_server_info"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one reply adds to a sample. `finish` is stop, length or abort."""
+def abilities(answers: Sequence[Answer]) -> Abilities:
+    """SGLang tells its version and every setting; the embedded server only its name."""
+    [info] = answers
+    if info.status == 401:
+        return Abilities("SGLang", lacks="it wants an API key: give it as AREALITE_SERVER_KEY")
+    told = info.value if info.status == 200 else None
+    if not isinstance(told, Mapping):
+        return Abilities()
+    if told.get("server") == "embedded":
+        return Abilities("the embedded server", "temperature", loader="folder")
+    return Abilities(
+        f"SGLang {told.get('version', 'of unknown version')}",
+        "raw" if _returns_original(told) else "barred",
+        # Its n samples of one request all get the request's seed (0.5.23, tokenizer_manager).
+        seeds_group=False,
+        loader="folder",
+        counters="/v1/loads",
+    )
 
-    tokens: list[int]
-    logprobs: list[float]
-    versions: list[int]
-    finish: str
-    versions_from: VersionsFrom = "server"
 
-    def then(self, more: Part) -> Part:
-        """Both, one after the other."""
-        return Part(
-            self.tokens + more.tokens,
-            self.logprobs + more.logprobs,
-            self.versions + more.versions,
-            more.finish,
-            "client" if "client" in (self.versions_from, more.versions_from) else "server",
-        )
-
-    def cut(self, end: int) -> Part:
-        """The first `end` tokens, as a sample that stopped there."""
-        return replace(
-            self,
-            tokens=self.tokens[:end],
-            logprobs=self.logprobs[:end],
-            versions=self.versions[:end],
-            finish="stop",
-        )
+def _returns_original(told: Mapping[str, Any]) -> bool:
+    """SGLANG_RETURN_ORIGINAL_LOGPROB, where the server tells its environment variables."""
+    try:
+        value = told["internal_states"][0]["env_vars"]["SGLANG_RETURN_ORIGINAL_LOGPROB"]
+    except MALFORMED:
+        return False
+    return str(value).lower() in ("1", "true")
 
 
 def generate_body(
@@ -60,11 +67,9 @@ def generate_body(
     done: int = 0,
     index: int = 0,
 ) -> dict[str, Any]:
-    """The body of POST /generate for n samples.
+    """The body of POST /generate for n samples (see Dialect).
 
-    done: tokens of the sample that input_ids already hold. index: which sample of its group the
-    first one is. Sample i of a group has the seed + i, and draws by seed and position: one that
-    is sent again goes on with its own random numbers and not with another's.
+    It draws by seed and position: a sample that is sent again goes on with its own random numbers.
     """
     params: dict[str, Any] = {
         "max_new_tokens": gconfig.max_new_tokens - done,
@@ -90,11 +95,7 @@ def generate_body(
 def parse_generate(
     reply: Any, asked: Mapping[str, Any], mark: str, known: int | None
 ) -> list[Part]:
-    """The samples of a reply to the body `asked`. Raises EngineError naming what is wrong.
-
-    mark: how the names of all our requests begin. known: the version that was verified on this
-    server before the request, if one was: what a server does not tell counts as that old.
-    """
+    """The samples of a reply to the body `asked` (see Dialect). Raises EngineError."""
     n = asked["sampling_params"]["n"]
     items = reply if isinstance(reply, list) else [reply]
     if len(items) != n:
@@ -117,10 +118,7 @@ def probe_body(input_ids: Sequence[int], rid: str) -> dict[str, Any]:
 
 
 def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -> list[float]:
-    """log pi(token i + 1 | tokens up to i), one fewer than tokens.
-
-    version: what the server was told that its weights are. Raises EngineError.
-    """
+    """log pi(token i + 1 | tokens up to i), one fewer than tokens. Raises EngineError."""
     try:
         meta = reply["meta_info"]
         _check_addressee(meta, asked, mark)
@@ -128,7 +126,7 @@ def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -
         tokens = [entry[1] for entry in entries]
         logprobs = [float(entry[0]) for entry in entries[1:]]
         told = meta.get("weight_version")
-        reported = version if told is None else _version(told)
+        reported = version if told is None else version_of(told)
     except MALFORMED as error:
         raise EngineError(f"the probe's reply is malformed: {error!r}") from None
     if len(tokens) == len(asked["input_ids"]) and tokens != asked["input_ids"]:
@@ -138,12 +136,53 @@ def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -
     return logprobs
 
 
-def parse_model_info(reply: Any) -> int | None:
+def parse_version(reply: Any) -> int | None:
     """The version that the server says it serves; None when it says nothing that can be read."""
     try:
-        return _version(reply["weight_version"])
+        return version_of(reply["weight_version"])
     except MALFORMED:
         return None
+
+
+def parse_counters(reply: Any) -> Mapping[str, float]:
+    """The embedded server's are told by name; SGLang's are one load for each of its ranks."""
+    if not isinstance(reply, Mapping):
+        return {}
+    if isinstance(loads := reply.get("loads"), list):
+        keys = {"running": "num_running_reqs", "waiting": "num_waiting_reqs"}
+        return {ours: sum(_number(load, key) for load in loads) for ours, key in keys.items()}
+    if "internal_states" in reply:  # SGLang's settings: many numbers, none of them a counter
+        return {}
+    return {key: value for key, value in reply.items() if _is_number(value)}
+
+
+def update_steps(update: WeightUpdate, mode: str, abilities: Abilities) -> list[Step]:
+    """Nothing is drained: what runs is frozen, and goes on with the new weights."""
+    load = {
+        "model_path": update.path,
+        "weight_version": str(update.version),
+        "abort_all_requests": False,
+        "flush_cache": mode == "retract",
+    }
+    return [
+        Step("/pause_generation", {"mode": mode}),
+        Step("/update_weights_from_disk", load, confirmed="success"),
+        Step("/continue_generation"),
+    ]
+
+
+def recovery_steps(abilities: Abilities) -> list[Step]:
+    """None: a pause within a pause changes nothing, and a load is all or nothing."""
+    return []
+
+
+def _number(load: Any, key: str) -> float:
+    value = load.get(key) if isinstance(load, Mapping) else None
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parse_one(item: Any, asked: Mapping[str, Any], mark: str, known: int | None) -> Part:
@@ -153,24 +192,9 @@ def _parse_one(item: Any, asked: Mapping[str, Any], mark: str, known: int | None
     logprobs = [float(entry[0]) for entry in entries]
     finish = str(meta["finish_reason"]["type"])
     versions, versions_from = _versions(meta, len(tokens), known)
-    if not len(tokens) == len(logprobs) == len(versions):
-        raise EngineError(
-            f"the server answered {len(tokens)} tokens, {len(logprobs)} log-probabilities and "
-            f"{len(versions)} versions; they must be as many"
-        )
-    if not all(type(token) is int and token >= 0 for token in tokens):
-        raise EngineError("the server answered a token that is no whole number from 0 on")
-    if any(entry[1] != token for entry, token in zip(entries, tokens, strict=True)):
-        raise EngineError("the server's log-probabilities are of other tokens than its sample")
-    if len(tokens) > (most := asked["sampling_params"]["max_new_tokens"]):
-        raise EngineError(f"the server sampled {len(tokens)} tokens, at most {most} were asked for")
-    if not all(map(math.isfinite, logprobs)):
-        raise EngineError("the server answered a log-probability that is not finite")
-    if max(logprobs, default=0.0) > ROUNDING:
-        raise EngineError(f"the server answered a log-probability above 0: {max(logprobs):.3g}")
-    if finish not in ("stop", "length", "abort"):
-        raise EngineError(f"the server ended a sample for an unknown reason: {finish}")
-    return Part(tokens, logprobs, versions, finish, versions_from)
+    part = Part(tokens, logprobs, versions, finish, versions_from)
+    most = asked["sampling_params"]["max_new_tokens"]
+    return checked(part, [entry[1] for entry in entries], most)
 
 
 def _check_addressee(meta: Mapping[str, Any], asked: Mapping[str, Any], mark: str) -> None:
@@ -191,30 +215,10 @@ def _versions(
 ) -> tuple[list[int], VersionsFrom]:
     """One version per token, and who says so."""
     if meta.get("weight_versions"):
-        return _spread(meta["weight_versions"], n_tokens), "server"
+        return spread(meta["weight_versions"], n_tokens), "server"
     if meta.get("weight_version") is None:
         return [known or 0] * n_tokens, "client"
-    last = _version(meta["weight_version"])
+    last = version_of(meta["weight_version"])
     if known is not None and last > known:  # it changed under way, and we are not told where
         return [known] * n_tokens, "client"
     return [last] * n_tokens, "server"
-
-
-def _spread(spans: Any, n_tokens: int) -> list[int]:
-    """One version per token from the spans [{version, start, end}], end exclusive."""
-    versions: list[int] = []
-    for span in spans:
-        if span["start"] != len(versions):
-            raise ValueError(f"version spans leave a gap at token {len(versions)}")
-        if span["end"] > n_tokens:
-            raise ValueError(f"version spans end at token {span['end']} of {n_tokens}")
-        version = _version(span["version"])
-        if versions and version < versions[-1]:
-            raise ValueError(f"versions go backwards, from {versions[-1]} to {version}")
-        versions.extend([version] * (span["end"] - span["start"]))
-    return versions
-
-
-def _version(name: Any) -> int:
-    """SGLang names its first weights "default" until it is told a version."""
-    return 0 if name == "default" else int(name)

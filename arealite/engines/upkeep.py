@@ -15,16 +15,22 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from arealite.engines import sglang
+from arealite.engines.dialect import Abilities, Dialect
 from arealite.engines.fleet import Event, Fleet, Health, Server
 from arealite.engines.http import Transport
-from arealite.errors import EngineError, EnginesExhausted
+from arealite.errors import ConfigError, EngineError, EnginesExhausted
 from arealite.telemetry.waits import Waits, waited
 from arealite.types import Probe, WeightUpdate
 
 T = TypeVar("T")
 
 Report = Callable[[Sequence[Mapping[str, Any]]], None]
+Refusal = Callable[[Abilities], str]
+"""Why a server of these abilities cannot be used, or ""."""
+
+INTRODUCTION_S = 60.0
+"""Deadline of one question about abilities: vLLM looks at its whole machine before it tells."""
+
 LOOKS = 4
 """How often a server is looked at in the time within which it must answer."""
 
@@ -43,6 +49,7 @@ class Upkeep:
     """alarm: is told when a server is lost or quarantined; tell: the state of all, on each change.
 
     server_timeout_s: a server that answers nothing for so long is lost. patience_s: see Fleet.
+    refusal: which servers are not used. say: is told what each server can do.
     """
 
     def __init__(
@@ -50,18 +57,23 @@ class Upkeep:
         addresses: Sequence[str],
         waits: Waits,
         names: Names,
+        dialect: Dialect,
         *,
         request_timeout_s: float,
         request_retries: int,
         server_timeout_s: float,
         patience_s: float,
         update_mode: str,
+        key: str,
+        refusal: Refusal,
         alarm: Callable[[str], None],
         tell: Report,
+        say: Callable[[str], None],
     ) -> None:
         self.fleet = Fleet(addresses, waits, patience_s, self._changed)
-        self.transport = Transport(waits, request_timeout_s, request_retries, self._failed)
-        self._waits, self._names = waits, names
+        self.transport = Transport(waits, request_timeout_s, request_retries, self._failed, key)
+        self._waits, self._names, self._dialect = waits, names, dialect
+        self._refusal, self._say = refusal, say
         self._timeout_s, self._update_mode = server_timeout_s, update_mode
         self._alarm, self._tell = alarm, tell
         self._update: WeightUpdate | None = None
@@ -70,10 +82,13 @@ class Upkeep:
     # --- start and end
 
     async def wait_ready(self, deadline_s: float) -> None:
-        """Returns when every server answers. Raises EnginesExhausted."""
+        """Returns when every server answers and has told what it can do.
+
+        Raises EnginesExhausted; ConfigError for one that cannot be used as it was started.
+        """
         for server in self.fleet.servers:
             self.fleet.tell(server, Event("awaited"))
-        await _together(self._ready(server, deadline_s) for server in self.fleet.servers)
+        await together(self._ready(server, deadline_s) for server in self.fleet.servers)
 
     async def _ready(self, server: Server, deadline_s: float) -> None:
         last = ""
@@ -82,8 +97,7 @@ class Upkeep:
             nonlocal last
             while True:
                 try:
-                    await self.transport.get(server, "/get_model_info", 5.0)
-                    return
+                    return await self._greet(server)
                 except EngineError as error:
                     last = f"; the last try: {error}"
                     await asyncio.sleep(0.1)
@@ -99,7 +113,32 @@ class Upkeep:
             )
         except EnginesExhausted as error:
             raise EnginesExhausted(f"{error}{last}") from None
+        if reason := self._unfit(server):
+            raise ConfigError(f"server {server.address} ({server.abilities.name}): {reason}")
         self.fleet.tell(server, Event("answered"))
+
+    async def _greet(self, server: Server) -> None:
+        """Raises EngineError as long as it may only be starting."""
+        answer = await self.transport.ask(server, self._dialect.ALIVE, None, 5.0)
+        is_there = answer.status == 200
+        if is_there or answer.status in (401, 403, 404):  # by now it may be able to say why
+            await self._meet(server)
+        if not is_there and not server.abilities.lacks:
+            raise EngineError(f"it answered {answer.status} to GET {self._dialect.ALIVE}")
+
+    def _unfit(self, server: Server) -> str:
+        return server.abilities.lacks or self._refusal(server.abilities)
+
+    async def _meet(self, server: Server) -> None:
+        """Asks it what it can do; one that came back may have been started differently."""
+        questions = [
+            self.transport.ask(server, question.path, question.body, INTRODUCTION_S)
+            for question in self._dialect.QUESTIONS
+        ]
+        found = self._dialect.abilities(await together(questions))
+        if found != server.abilities:
+            server.abilities = found
+            self._say(f"server {server.address}: {found}")
 
     async def some(self) -> list[Server]:
         """The servers that serve; waits while there are none. Raises EnginesExhausted."""
@@ -136,7 +175,7 @@ class Upkeep:
         for server in self.fleet.servers:
             self.fleet.tell(server, Event("begun", update.version))
         there = [server for server in self.fleet.servers if server.state != "dead"]
-        await _together(self._bring(server, update) for server in there)
+        await together(self._bring(server, update) for server in there)
         if all(server.state == "quarantined" for server in self.fleet.servers):
             raise EnginesExhausted("; ".join(s.health.reason for s in self.fleet.servers))
         return max(server.difference for server in await self.fleet.some())
@@ -164,20 +203,20 @@ class Upkeep:
             self.fleet.tell(server, Event("verified", update.version))
 
     async def _load(self, server: Server, update: WeightUpdate) -> float:
-        post = self.transport.post
-        load = {
-            "model_path": update.path,
-            "weight_version": str(update.version),
-            "abort_all_requests": False,
-            "flush_cache": self._update_mode == "retract",
-        }
-        await post(server, "/pause_generation", {"mode": self._update_mode})
+        if reason := self._unfit(server):
+            raise EngineError(reason)
+        if not server.is_whole:
+            for step in self._dialect.recovery_steps(server.abilities):
+                with suppress(EngineError):
+                    await self.transport.post(server, step.path, step.body)
+        server.is_whole = False
         server.loading(update.version)
-        reply = await post(server, "/update_weights_from_disk", load)
-        told = reply if isinstance(reply, Mapping) else {}
-        if not told.get("success"):
-            raise EngineError(str(told.get("message", "it gave no reason")))
-        await post(server, "/continue_generation", {})
+        for step in self._dialect.update_steps(update, self._update_mode, server.abilities):
+            reply = await self.transport.post(server, step.path, step.body)
+            told = reply if isinstance(reply, Mapping) else {}
+            if step.confirmed and not told.get(step.confirmed):
+                raise EngineError(str(told.get("message", "it gave no reason")))
+        server.is_whole = True
         return await self._verify(server, update)
 
     async def _verify(self, server: Server, update: WeightUpdate) -> float:
@@ -187,9 +226,10 @@ class Upkeep:
             return [server]
 
         async def ask(_: Server) -> list[float]:
-            body = sglang.probe_body(update.probe.input_ids, self._names.new("probe"))
-            reply = await self.transport.post(server, "/generate", body)
-            return sglang.parse_probe(reply, body, self._names.mark, update.version)
+            dialect = self._dialect
+            body = dialect.probe_body(update.probe.input_ids, self._names.new("probe"))
+            reply = await self.transport.post(server, dialect.GENERATE, body)
+            return dialect.parse_probe(reply, body, self._names.mark, update.version)
 
         worst = _difference(update.probe, await self.transport.exchange(only, 1, ask))
         if not worst <= update.probe.tolerance:  # also when it is NaN
@@ -210,7 +250,7 @@ class Upkeep:
             server.news.clear()
             floor = server.floor
             try:
-                reply = await self.transport.get(server, "/get_model_info", self._timeout_s)
+                reply = await self.transport.get(server, self._dialect.ALIVE, self._timeout_s)
             except EngineError as error:
                 self.fleet.tell(server, Event("silent", reason=str(error)))
                 continue
@@ -221,7 +261,7 @@ class Upkeep:
 
     def _look_at_version(self, server: Server, reply: Any, floor: int) -> None:
         """One that was started again between two looks shows it here, before it is asked."""
-        told = sglang.parse_model_info(reply)
+        told = self._dialect.parse_version(reply)
         if told is None or server.ceiling is None or server.state != "serving":
             return
         try:
@@ -238,6 +278,8 @@ class Upkeep:
                 await self._check(server, update)
             if server.state != "stale":
                 return
+            with suppress(EngineError):  # else it is as it was
+                await self._meet(server)
             self.fleet.tell(server, Event("begun", update.version))
         await self._bring(server, update)
 
@@ -263,7 +305,7 @@ class Upkeep:
         self._tell(self.fleet.report())
 
 
-async def _together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results; the first error ends the others too, so that none goes on unseen."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

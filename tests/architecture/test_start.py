@@ -66,6 +66,7 @@ def test_a_check_needs_no_torch_and_little_time(name: str) -> None:
         "arealite.launch.command",
         "arealite.engines.client",
         "arealite.engines.sglang",
+        "arealite.engines.vllm",
         "arealite.rollout.door",
         "arealite.rewards.scorer",
         "arealite.rewards.arithmetic",

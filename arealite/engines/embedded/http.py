@@ -174,7 +174,8 @@ class Api:
 
     async def get_server_info(self, request: web.Request) -> web.Response:
         """Counters since the start."""
-        return _json({"weight_version": self.scheduler.version, **self._counters()})
+        named = {"server": "embedded", "weight_version": self.scheduler.version}
+        return _json({**named, **self._counters()})
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The same counters in Prometheus' text format."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from arealite.engines.sglang import MAX_SEED
+from arealite.engines.dialect import MAX_SEED
 from arealite.engines.stops import StopWatch
 from arealite.types import LEAST_TEMPERATURE
 
