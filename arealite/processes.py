@@ -20,6 +20,12 @@ LIFELINE = "AREALITE_LIFELINE_FD"
 ROLE = "AREALITE_ROLE"
 """Environment variable that tells a process started by the launcher what it is."""
 
+ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
+"""Environment variable with the servers' host:port, separated by commas."""
+
+KEY = "AREALITE_SERVER_KEY"
+"""Environment variable with the key that the servers ask for."""
+
 GRACE_S = 5.0
 
 

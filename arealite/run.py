@@ -22,15 +22,17 @@ from arealite.checkpoints.store import Checkpoint
 from arealite.commits import Commits, planned
 from arealite.config import Config, DatasetConfig, to_yaml
 from arealite.config.cli import load_from_argv
+from arealite.config.logprobs import untrainable
 from arealite.crash import crash_point
 from arealite.data.batch import Batch
 from arealite.data.rows import load_rows
-from arealite.engines.client import RemoteEngine
+from arealite.engines.client import DIALECTS, RemoteEngine
+from arealite.engines.dialect import Abilities
 from arealite.errors import ArealiteError, ConfigError, boundary, words
 from arealite.evaluation import scores_of
 from arealite.ledger import Ledger
 from arealite.loading import load_workflow
-from arealite.processes import follow_parent, is_trainer
+from arealite.processes import ADDRESSES, KEY, follow_parent, is_trainer
 from arealite.protocols import ChecksRows, Workflow
 from arealite.rewards.opening import open_reward
 from arealite.rewards.scorer import Kept, Scoring
@@ -60,9 +62,6 @@ log = logging.getLogger("arealite.run")
 
 MUCH = 0.05
 """Share of a batch that may be lost to its age without a warning."""
-
-ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
-"""Environment variable with the servers' host:port, separated by commas."""
 
 
 class Run:
@@ -290,14 +289,18 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     engine = RemoteEngine(
         addresses,
         run.waits,
+        DIALECTS[config.rollout.backend],
         request_timeout_s=config.rollout.request_timeout_s,
         request_retries=config.rollout.request_retries,
         server_timeout_s=config.rollout.server_timeout_s,
         setup_timeout_s=config.rollout.setup_timeout_s,
         update_mode=config.rollout.update_mode,
         decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
+        key=os.environ.get(KEY, ""),
+        refusal=partial(_refusal, config.gconfig),
         alarm=run.status.alarm,
         tell=lambda servers: run.status.set(servers=servers),
+        say=lambda sentence: print(sentence, flush=True),
     )
     quarantine = run.quarantine
     score: Scoring | None = None
@@ -331,6 +334,12 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         ledger=ledger,
         snapshot=snapshot,
     )
+
+
+def _refusal(gconfig: GenerationHyperparameters, abilities: Abilities) -> str:
+    """Why the trainer cannot learn from such a server's log-probabilities, or ""."""
+    found = None if abilities.meaning is None else untrainable(abilities.meaning, gconfig)
+    return "" if found is None else ": ".join(found)
 
 
 def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Scoring | None) -> Workflow:

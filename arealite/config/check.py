@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from arealite.config.learning import Broken, learning_rules
+from arealite.config.logprobs import launched_meaning, untrainable
 from arealite.config.schema import Config
 from arealite.errors import ConfigError
 from arealite.types import LEAST_TEMPERATURE
@@ -71,6 +72,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.optimizer.eps": config.actor.optimizer.eps,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
+        "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
         "rollout.max_running_requests": config.rollout.max_running_requests,
         "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
         "rollout.request_timeout_s": config.rollout.request_timeout_s,
@@ -141,7 +143,46 @@ def _sampling(config: Config) -> Iterator[Broken]:
             )
 
 
+_ADDRESS = re.compile(r"[^\s/:]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}")
+_VLLM_TEMPERATURES = (0.01, 2.0)
+"""It refuses higher ones, and takes lower ones for the lowest."""
+
+
+def _servers(config: Config) -> Iterator[Broken]:
+    rollout = config.rollout
+    for address in rollout.servers:
+        if not _ADDRESS.fullmatch(address):
+            yield "rollout.servers", f"{address!r} is no address; write host:port"
+    if len(set(rollout.servers)) < len(rollout.servers):
+        yield "rollout.servers", "an address is given twice; each server is one"
+    if rollout.backend == "embedded":
+        for key, given in (
+            ("python", rollout.python),
+            ("tensor_parallel_size", rollout.tensor_parallel_size > 1),
+        ):
+            if given:
+                yield f"rollout.{key}", "only servers of the backend sglang or vllm have it"
+    elif config.deterministic:
+        yield (
+            "deterministic",
+            f"{rollout.backend}'s numbers depend on who shares a batch; only rollout.backend: "
+            "embedded repeats them bit by bit",
+        )
+    if rollout.backend == "vllm":
+        low, high = _VLLM_TEMPERATURES
+        for section in ("gconfig", "evaluator"):
+            temperature = getattr(config, section).temperature
+            if temperature is not None and not low <= temperature <= high:
+                yield (
+                    f"{section}.temperature",
+                    f"it is {temperature:g}, vLLM samples with {low:g} to {high:g}",
+                )
+
+
 def _engine(config: Config) -> Iterator[Broken]:
+    meaning = launched_meaning(config.rollout)
+    if meaning is not None and (found := untrainable(meaning, config.gconfig)):
+        yield found
     if config.gconfig.greedy:
         yield (
             "gconfig.greedy",
@@ -150,6 +191,7 @@ def _engine(config: Config) -> Iterator[Broken]:
 
 
 def _rl(config: Config) -> Iterator[Broken]:
+    yield from _servers(config)
     yield from _engine(config)
     yield from learning_rules(config)
     yield from _reward_functions(config)

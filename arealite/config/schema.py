@@ -162,8 +162,27 @@ class RolloutConfig:
         "",
         "pkg.mod:function or path/reward_score.py:compute_score; several: reward.functions",
     )
-    backend: Literal["embedded"] = opt("embedded", "the inference server that is launched")
+    backend: Literal["embedded", "sglang", "vllm"] = opt(
+        "embedded", "what the inference servers are: our own, SGLang's, or vLLM's (docs/engines.md)"
+    )
     n_servers: int = opt(1, "how many servers are launched")
+    servers: list[str] = opt(
+        [],
+        "host:port of servers that run already: none is launched then; "
+        "AREAL_LLM_SERVER_ADDRS (host:port,host:port) says the same",
+    )
+    python: str = opt(
+        "", "interpreter of the environment that holds SGLang or vLLM; empty: this one"
+    )
+    tensor_parallel_size: int = opt(1, "GPUs of one server")
+    server_args: list[str] = opt(
+        [], "further words for each launched server's command line; what is given here wins"
+    )
+    weights_dir: str = opt(
+        "",
+        "folder in which new weights are published, for servers on other machines; empty: in "
+        "this machine's memory",
+    )
     device: Literal["cpu", "cuda"] = opt("cpu", "where the servers run")
     threads: int | None = opt(None, "CPU threads of one server; null: its share of the cores")
     max_running_requests: int = opt(64, "sequences that one server decodes together")

@@ -89,6 +89,8 @@ def _prepare(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
         for step in first.prepare:
             supervisor.prepare(step, _say)
     plan()  # what was prepared may contradict the settings: say so before the start
+    for warning in first.warnings:
+        _say(f"warning: {warning}")
 
 
 def _run_to_the_end(config: Config, folder: RunFolder, plan: Plan) -> None:

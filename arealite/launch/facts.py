@@ -11,6 +11,7 @@ from typing import Any
 
 from arealite.config import Config, DatasetConfig
 from arealite.launch.inputs import Missing, hub_ids, missing
+from arealite.processes import ADDRESSES
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Facts:
     max_positions: int | None
     missing: tuple[Missing, ...] = ()
     hub_ids: tuple[Missing, ...] = ()
+    servers: tuple[str, ...] = ()
+    """Addresses that the environment names."""
 
 
 def gather(config: Config) -> Facts:
@@ -40,6 +43,7 @@ def gather(config: Config) -> Facts:
         max_positions=model.get("max_position_embeddings") if model else None,
         missing=missing(config),
         hub_ids=hub_ids(config),
+        servers=tuple(a.strip() for a in os.environ.get(ADDRESSES, "").split(",") if a.strip()),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,11 @@ Missing = tuple[str, str]
 
 def missing(config: Config) -> tuple[Missing, ...]:
     """Local files and folders that are not there, and that no prepare step will still make."""
-    return tuple((key, path) for key, path in _absent(config) if _is_local(path))
+    python = config.rollout.python
+    absent = [(key, path) for key, path in _absent(config) if _is_local(path)]
+    if python and shutil.which(python) is None and not _is_in(python, _made(config)):
+        absent.append(("rollout.python", python))
+    return tuple(absent)
 
 
 def hub_ids(config: Config) -> tuple[Missing, ...]:
@@ -41,7 +46,7 @@ def _absent(config: Config) -> Iterator[Missing]:
     for key in ("tokenizer_path", "ref.path"):
         if named[key] == config.actor.path:  # its default: one line is enough
             del named[key]
-    made = [_absolute(path) for path in _still_made(config)]
+    made = _made(config)
     beside = {path.parent for path in made}  # one step may make the files of a folder
     for key, path in named.items():
         is_made = _is_in(path, made) or _absolute(path).parent in beside
@@ -63,7 +68,7 @@ def check_code(config: Config) -> None:
     """Raises ConfigError where the workflow, the reward or a filter cannot name any code."""
     if config.mode != "rl":
         return
-    made = [_absolute(path) for path in _still_made(config)]
+    made = _made(config)
     for key, reference in (
         ("rollout.workflow", config.rollout.workflow),
         ("rollout.reward_fn", config.rollout.reward_fn),
@@ -163,6 +168,10 @@ def _is_local(path: str) -> bool:
 def _still_made(config: Config) -> Iterator[str]:
     """A step whose result is there is skipped, and makes nothing else either."""
     return (step.makes for step in config.prepare if not os.path.exists(step.makes))
+
+
+def _made(config: Config) -> list[Path]:
+    return [_absolute(path) for path in _still_made(config)]
 
 
 def _absolute(path: str) -> Path:

@@ -1,14 +1,16 @@
 """Carries a plan out on this machine: starts, watches and ends its processes.
 
-Ports are free of races: the launcher binds each server's listening socket to port 0 and hands it
-down, so the address is known before the server runs, and stays when it is started again. No child
-outlives the launcher: each holds the read end of a pipe that the kernel closes with the launcher
+Ports are free of races: the launcher binds each server's socket to port 0 and hands it down, or,
+to a server that takes no socket, keeps it bound and hands down the port (launch/ports); so the
+address is known before the server runs, and stays when it is started again. No child outlives the
+launcher: each holds the read end of a pipe that the kernel closes with the launcher
 (arealite/processes.py).
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -29,9 +31,11 @@ from arealite.errors import (
     Preempted,
     Stall,
 )
-from arealite.launch.plan import Plan, Prepare, Process
-from arealite.launch.scratch import WeightsFolder
-from arealite.processes import LIFELINE, ROLE
+from arealite.launch.plan import Plan, Prepare
+from arealite.launch.ports import address_of, bound
+from arealite.launch.scratch import Scratch
+from arealite.launch.servers import KEY_FILE, Process
+from arealite.processes import ADDRESSES, KEY, LIFELINE, ROLE
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import read_status
 
@@ -50,6 +54,11 @@ class Child:
     def kill(self) -> None:
         """At once, with what it has started: each child leads a process group."""
         if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """What it has left behind: a server's workers may hold the memory that its like needs."""
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_lines(self) -> str:
@@ -87,14 +96,15 @@ class Supervisor:
         save_s: float = 0.0,
     ) -> None:
         self._plan, self._grace_s = plan, grace_s
-        self._restarts, self._say, self._save_s = restarts, say, save_s
+        self._restarts, self.say, self._save_s = restarts, say, save_s
         self.is_asked = False
         """Whether a signal has asked the launcher to stop."""
         self._children: list[Child] = []
-        self._listeners: dict[str, socket.socket] = {}
+        self._sockets: dict[str, socket.socket] = {}
         self._stack = ExitStack()
         self._ending = False
-        self._weights: WeightsFolder | None = None
+        self._scratch: Scratch | None = None
+        self._key = os.environ.get(KEY) or (secrets.token_urlsafe(24) if plan.servers else "")
         self._oom_kills = count_oom_kills()
 
     def __enter__(self) -> Supervisor:
@@ -102,7 +112,7 @@ class Supervisor:
         self._read_end = read_end
         self._stack.callback(os.close, self._lifeline)
         self._stack.callback(os.close, read_end)
-        self._stack.callback(self._remove_weights)  # after the children: they write there
+        self._stack.callback(self._remove_scratch)  # after the children: they write there
         self._stack.callback(self._end_children)
         return self
 
@@ -134,32 +144,44 @@ class Supervisor:
         """Starts the servers and the trainer; returns the trainer."""
         logs = self._plan.run_folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._weights = WeightsFolder()
+        self._scratch = Scratch(self._plan.weights)
         for server in self._plan.servers:
-            listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-            self._listeners[server.name] = self._stack.enter_context(listener)
+            door = bound(server.host, listens=server.listens == "socket")
+            self._sockets[server.name] = self._stack.enter_context(door)
             self._serve(server)
+        addresses = self._plan.addresses or tuple(map(self._address, self._sockets))
         environment = {
             **self._plan.trainer.environment,
-            "AREAL_LLM_SERVER_ADDRS": ",".join(map(self._address, self._listeners)),
-            "AREALITE_WEIGHTS_DIR": str(self._weights.path),
+            ADDRESSES: ",".join(addresses),
+            "AREALITE_WEIGHTS_DIR": str(self._scratch.weights),
             ROLE: "trainer",
+            **({KEY: self._key} if self._key else {}),
         }
         trainer = Process(TRAINER, self._plan.trainer.command, environment)
         return self._start(trainer, logs / "trainer.log")
 
     def _serve(self, server: Process) -> Child:
-        """Its socket stays open here, so that it can be handed down again to its successor."""
-        descriptor = self._listeners[server.name].fileno()
-        command = (*server.command, "--fd", str(descriptor))
-        process = Process(server.name, command, server.environment)
-        return self._start(
-            process, self._plan.run_folder / "logs" / f"{server.name}.log", (descriptor,)
-        )
+        """Its socket stays open here, so that its successor has the same address."""
+        assert self._scratch is not None
+        door = self._sockets[server.name]
+        command, environment = list(server.command), dict(server.environment)
+        if server.listens == "socket":
+            command += ["--fd", str(door.fileno())]
+        else:
+            command += ["--port", str(door.getsockname()[1])]
+        if server.key == KEY_FILE:
+            command += [KEY_FILE, str(self._scratch.key_file(self._key))]
+        elif server.key:
+            environment[server.key] = self._key
+        if server.is_foreign:
+            command = [sys.executable, "-m", "arealite.processes", *command]
+            environment["PYTHONPATH"] = self._scratch.python_path()
+        handed = (door.fileno(),) if server.listens == "socket" else ()
+        log = self._plan.run_folder / "logs" / f"{server.name}.log"
+        return self._start(Process(server.name, tuple(command), environment), log, handed)
 
     def _address(self, name: str) -> str:
-        host, port = self._listeners[name].getsockname()[:2]
-        return f"{host}:{port}"
+        return address_of(self._sockets[name])
 
     def watch(self, trainer: Child) -> bool:
         """True when the trainer has ended well. Raises what ended it, or a server, else.
@@ -191,7 +213,7 @@ class Supervisor:
 
     def _has_served(self, child: Child) -> bool:
         """Whether the trainer has seen this server up, as it tells in status.json."""
-        if child.name not in self._listeners:
+        if child.name not in self._sockets:
             return False
         address = self._address(child.name)
         told = read_status(RunFolder(self._plan.run_folder)).get("servers", [])
@@ -208,8 +230,9 @@ class Supervisor:
                 f"{ended} and was started again {child.restarts} time(s) before, as often as "
                 f"scheduler.restarts allows; {lines}"
             )
+        child.sweep()
         count = child.restarts + 1
-        self._say(f"{ended}; it is started again ({count} of {self._restarts}); {lines}")
+        self.say(f"{ended}; it is started again ({count} of {self._restarts}); {lines}")
         self._oom_kills = count_oom_kills()
         again = self._serve(next(s for s in self._plan.servers if s.name == child.name))
         again.restarts = count
@@ -238,9 +261,9 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _remove_weights(self) -> None:
-        if self._weights is not None:
-            self._weights.remove()
+    def _remove_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def _start(
         self, process: Process, log: Path | None, descriptors: tuple[int, ...] = ()
@@ -288,6 +311,7 @@ class Supervisor:
                     child.kill()
                 with suppress(subprocess.TimeoutExpired):
                     child.process.wait(min(max(left, 0.1), 1.0))
+            child.sweep()
 
     def _is_saving(self) -> bool:
         return read_status(RunFolder(self._plan.run_folder)).get("phase") == "saving"

@@ -6,7 +6,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from arealite.config import Config
@@ -14,16 +14,14 @@ from arealite.config.presets import describe
 from arealite.config.secrets import hide, hide_command
 from arealite.errors import ConfigError
 from arealite.launch.facts import Facts
+from arealite.launch.servers import (
+    Process,
+    environment_of,
+    exposed,
+    is_loopback,
+    server_processes,
+)
 from arealite.telemetry.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Process:
-    """One child: its name in logs, its command and what is added to its environment."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,20 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will run. Servers get a listening socket of the launcher's."""
+    """Everything that will run.
+
+    addresses: of servers that run already; none is launched then. weights: in which folder new
+    weights are published; None: in memory. warnings: what the user should know before it starts.
+    """
 
     run_folder: Path
     prepare: tuple[Prepare, ...]
     servers: tuple[Process, ...]
     trainer: Process
     report: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
+    weights: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -64,17 +69,52 @@ def make_plan(
         for step in config.prepare
     )
     folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
+    addresses = _addresses(config, facts)
+    servers: list[Process] = []
+    if config.mode == "rl" and not addresses:
+        servers = server_processes(config, facts, threads["server"], context_length(config))
+    warnings = tuple(_warnings(config, servers, addresses))
+    told = _report(config, facts, threads, prepare, servers, addresses)
+    weights_dir = config.rollout.weights_dir
     return Plan(
         run_folder=folder.path,
         prepare=prepare,
-        servers=tuple(_servers(config, threads["server"])) if config.mode == "rl" else (),
+        servers=tuple(servers),
         trainer=Process(
             "trainer",
             (sys.executable, *trainer, *arguments),
-            _environment(config.actor.device, threads["trainer"], 0),
+            environment_of(config.actor.device, threads["trainer"], range(1)),
         ),
-        report=tuple(hide(line) for line in _report(config, facts, threads, prepare)),
+        report=tuple(hide(line) for line in (*told, *(f"warning        {w}" for w in warnings))),
+        addresses=addresses,
+        weights=Path(weights_dir).expanduser() if weights_dir else None,
+        warnings=warnings,
     )
+
+
+def _addresses(config: Config, facts: Facts) -> tuple[str, ...]:
+    """The servers that the user brings."""
+    if config.mode != "rl":
+        return ()
+    return tuple(config.rollout.servers) or facts.servers
+
+
+def _warnings(
+    config: Config, servers: Sequence[Process], addresses: Sequence[str]
+) -> Iterator[str]:
+    yield from exposed(list(servers))
+    outside = [a for a in addresses if not is_loopback(a.rpartition(":")[0])]
+    if outside:
+        yield (
+            f"{', '.join(outside)}: whoever reaches these servers can change their weights, unless "
+            "they ask for a key on every route (vLLM does not): let a firewall admit this machine "
+            "alone"
+        )
+        if not config.rollout.weights_dir:
+            yield (
+                "new weights are published in this machine's memory; for servers on other machines "
+                "set rollout.weights_dir to a folder that they see, too"
+            )
 
 
 def context_length(config: Config) -> int:
@@ -113,45 +153,14 @@ def _longest_words(config: Config) -> str:
 
 def _threads(config: Config, facts: Facts) -> dict[str, int]:
     """The trainer and the servers share the cores; what runs on a GPU needs only one."""
-    n_servers = config.rollout.n_servers if config.mode == "rl" else 0
+    launched = config.mode == "rl" and not _addresses(config, facts)
+    n_servers = config.rollout.n_servers if launched else 0
     on_cpu = (config.actor.device == "cpu") + n_servers * (config.rollout.device == "cpu")
     share = max(1, facts.cores // max(on_cpu, 1))
     return {
         "trainer": config.actor.threads or (share if config.actor.device == "cpu" else 1),
         "server": config.rollout.threads or (share if config.rollout.device == "cpu" else 1),
     }
-
-
-def _servers(config: Config, threads: int) -> Iterator[Process]:
-    rollout = config.rollout
-    first_gpu = 1 if config.actor.device == "cuda" else 0
-    for index in range(rollout.n_servers):
-        options = {
-            "model": config.actor.path,
-            "dtype": config.actor.dtype,
-            "device": rollout.device,
-            "threads": threads,
-            "max-running": rollout.max_running_requests,
-            "context-length": context_length(config),
-            "seed": (config.seed * 1000 + index) % 2**63,
-        }
-        flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        if config.deterministic:
-            flags.append("--deterministic")
-        yield Process(
-            f"server-{index}",
-            (sys.executable, "-m", "arealite.engines.embedded", *flags),
-            _environment(rollout.device, threads, first_gpu + index),
-        )
-
-
-def _environment(device: str, threads: int, gpu: int) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    if device == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        # `deterministic` needs it; it costs 8 MB
-        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    return environment
 
 
 def _command(line: str) -> tuple[str, ...]:
@@ -163,7 +172,12 @@ def _command(line: str) -> tuple[str, ...]:
 
 
 def _report(
-    config: Config, facts: Facts, threads: Mapping[str, int], prepare: tuple[Prepare, ...]
+    config: Config,
+    facts: Facts,
+    threads: Mapping[str, int],
+    prepare: tuple[Prepare, ...],
+    servers: Sequence[Process],
+    addresses: Sequence[str],
 ) -> Iterator[str]:
     """The plan in sentences."""
     rows, size = facts.train_rows, config.train_dataset.batch_size
@@ -179,7 +193,8 @@ def _report(
     if config.mode == "sft":
         yield f"batch          {size} rows of {config.train_dataset.path} ({known})"
     else:
-        yield from _rollout_report(config, threads, known)
+        yield from _servers_report(config, threads, servers, addresses)
+        yield from _rollout_report(config, known)
     steps = config.total_train_steps or (
         config.total_train_epochs * (rows // size) if rows is not None else None
     )
@@ -191,12 +206,27 @@ def _report(
         yield f"missing: {key} {path} is not there yet; the run cannot start without it"
 
 
-def _rollout_report(config: Config, threads: Mapping[str, int], known: str) -> Iterator[str]:
-    rollout, size, n = config.rollout, config.train_dataset.batch_size, config.gconfig.n_samples
+def _servers_report(
+    config: Config,
+    threads: Mapping[str, int],
+    servers: Sequence[Process],
+    addresses: Sequence[str],
+) -> Iterator[str]:
+    rollout = config.rollout
+    if addresses:
+        yield f"servers        {rollout.backend}, running already: {', '.join(addresses)}"
+        return
     yield (
         f"servers        {rollout.n_servers} x {rollout.backend}, {rollout.device}, "
-        f"{threads['server']} thread(s), 127.0.0.1, free ports"
+        f"{threads['server']} thread(s), {servers[0].host}, free ports"
     )
+    for server in servers:
+        variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in server.environment.items())
+        yield f"{server.name:<15}{variables} {hide_command(shlex.join(server.command))}"
+
+
+def _rollout_report(config: Config, known: str) -> Iterator[str]:
+    rollout, size, n = config.rollout, config.train_dataset.batch_size, config.gconfig.n_samples
     yield (
         f"batch          {size} rows x {n} samples = {size * n} samples of "
         f"{config.train_dataset.path} ({known})"

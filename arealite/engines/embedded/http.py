@@ -32,7 +32,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Api:
-    """What the routes share. `say` writes one log line; folder: where the tokenizer lies."""
+    """What the routes share.
+
+    `say` writes one log line; folder: where the tokenizer lies; key: what every request must carry
+    as its bearer token, if it is not empty.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,9 @@ class Api:
         folder: Path,
         seed: int | None,
         say: Callable[[str], None],
+        key: str = "",
     ) -> None:
+        self._key = key
         self.scheduler, self.weights, self.limits = scheduler, weights, limits
         self.model_path, self.folder, self.say = model_path, folder, say
         self._random = Random(secrets.randbits(63) if seed is None else seed)
@@ -52,7 +58,9 @@ class Api:
 
     def application(self) -> web.Application:
         """The aiohttp application with every route."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_plain_errors])
+        app = web.Application(
+            client_max_size=MAX_BODY_BYTES, middlewares=[_plain_errors, self._guard]
+        )
         app.add_routes(
             [
                 web.post("/generate", self.generate),
@@ -70,6 +78,13 @@ class Api:
             ]
         )
         return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode()
+        if self._key and not secrets.compare_digest(given, f"Bearer {self._key}".encode()):
+            raise RequestError("this server wants its API key as the bearer token", status=401)
+        return await handler(request)
 
     async def generate(self, request: web.Request) -> web.Response:
         """Samples; the reply comes when all samples of the request have ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from arealite.engines.embedded.slots import SlotTable
 from arealite.engines.embedded.spec import ModelSpec, read_spec
 from arealite.engines.embedded.weights import BadWeights, Weights, read_folder
 from arealite.errors import ConfigError
+from arealite.processes import KEY
 
 PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
 SHUTDOWN_S = 2.0
@@ -79,7 +81,8 @@ def build(args: argparse.Namespace, say: Callable[[str], None], default_context:
         f"({_cache_bytes(spec, args.max_running, context, dtype) / 2**20:,.0f} MiB of cache)"
     )
     limits = Limits(spec.vocab, context, spec.eos_ids, args.max_waiting + args.max_running)
-    return Api(scheduler, weights, limits, args.model, folder, args.seed, say)
+    key = os.environ.get(KEY, "")
+    return Api(scheduler, weights, limits, args.model, folder, args.seed, say, key)
 
 
 def _cache_bytes(spec: ModelSpec, slots: int, context: int, dtype: torch.dtype) -> int:
