@@ -78,7 +78,9 @@ def _lacks(weights: Answer, generate: Answer, mode: str) -> str:
         return "its weights cannot be changed: start it with VLLM_SERVER_DEV_MODE=1"
     if generate.status in (403, 404):
         return "it does not take token ids: start it with --enable-scale-out (vLLM 0.32 or newer)"
-    if mode and mode not in _MEANINGS:
+    if not mode:
+        return "it does not tell what its log-probabilities mean (GET /server_info): use vLLM 0.32"
+    if mode not in _MEANINGS:
         return f"it reports logits (--logprobs-mode {mode}): start it with processed_logprobs"
     return ""
 

@@ -24,21 +24,24 @@ _OURS = {
 }
 """What the launcher alone may give a server."""
 
+SPARE = 8
+"""Positions beyond the longest sequence: vLLM samples a token behind a probe, SGLang keeps one."""
+
 
 @dataclass(frozen=True)
 class Process:
     """One child: its name in logs, its command and what is added to its environment.
 
-    listens: it is handed a listening socket (--fd), or told a port that is kept free for it
-    (--port), on `host`. key: how it is told the run's key: by an environment variable of this
-    name, or by a file in SGLang's format. is_foreign: it knows nothing of us, neither of lifelines
-    nor where this package lies.
+    The rest is of servers. listens: it is handed a listening socket (--fd), or told a port that is
+    kept free for it (--port), on `host`. key: how it is told the run's key: by an environment
+    variable of this name, or by a file in SGLang's format. is_foreign: it knows nothing of us,
+    neither of lifelines nor where this package lies.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    listens: Literal["", "socket", "port"] = ""
+    listens: Literal["socket", "port"] = "socket"
     host: str = LOOPBACK
     key: str = ""
     is_foreign: bool = False
@@ -55,6 +58,8 @@ def server_processes(config: Config, facts: Facts, threads: int, longest: int) -
         if any(word == flag or word.startswith(f"{flag}=") for word in rollout.server_args):
             raise ConfigError(f"rollout.server_args: leave out {flag}: {reason}")
     build = {"embedded": _embedded, "sglang": _sglang, "vllm": _vllm}[rollout.backend]
+    if rollout.backend != "embedded":
+        longest = min(longest + SPARE, facts.max_positions or longest + SPARE)
     first_gpu = 1 if config.actor.device == "cuda" else 0
     processes = []
     for index in range(rollout.n_servers):

@@ -494,6 +494,54 @@ def test_several_reward_functions_take_the_place_of_one(base: Path) -> None:
     assert "reward.functions[0].wieght; did you mean reward.functions.weight?" in sentence
 
 
+VLLM, SGLANG = "rollout.backend=vllm", "rollout.backend=sglang"
+RAW = "rollout.server_args=['--logprobs-mode','raw_logprobs']"
+OWN = "rollout.servers=['h:1']"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        ([VLLM, "gconfig.top_p=0.9"], "gconfig.top_p", "renormalised over the tokens kept"),
+        ([VLLM, "gconfig.top_k=5"], "gconfig.top_k", "renormalised over the tokens kept"),
+        ([VLLM, "gconfig.min_new_tokens=2"], "gconfig.min_new_tokens", "without the stop tokens"),
+        ([VLLM, RAW, "gconfig.temperature=0.6"], "gconfig.temperature", "raw"),
+        ([VLLM, RAW, "gconfig.top_p=0.9"], "gconfig.top_p", "before the cut (raw)"),
+        ([SGLANG, "gconfig.min_new_tokens=2"], "gconfig.min_new_tokens", "without the stop tokens"),
+        ([VLLM, "gconfig.temperature=2.5"], "gconfig.temperature", "samples with 0.01 to 2"),
+        ([VLLM, "evaluator.temperature=0.001"], "evaluator.temperature", "0.01 to 2"),
+        ([VLLM, "deterministic=true"], "deterministic", "rollout.backend: embedded"),
+        (["rollout.python=/usr/bin/python3"], "rollout.python", "sglang or vllm"),
+        (["rollout.tensor_parallel_size=2"], "rollout.tensor_parallel_size", "sglang or vllm"),
+        ([VLLM, "rollout.tensor_parallel_size=0"], "rollout.tensor_parallel_size", "above 0"),
+        (["rollout.servers=['http://h:1']"], "rollout.servers", "write host:port"),
+        (["rollout.servers=[h]"], "rollout.servers", "write host:port"),
+        (["rollout.servers=['h:1','h:1']"], "rollout.servers", "given twice"),
+    ],
+)
+def test_servers_that_cannot_do_what_is_asked_are_refused(
+    base: Path, overrides: list[str], key: str, says: str
+) -> None:
+    sentence = mistake(base, overrides)
+    assert f"{key}: " in sentence
+    assert says in sentence
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [VLLM, "gconfig.temperature=0.6"],
+        [VLLM, RAW, "gconfig.min_new_tokens=2"],
+        [VLLM, OWN, "gconfig.top_p=0.9"],  # they are asked how they were started
+        [SGLANG, "gconfig.temperature=0.6", "gconfig.top_p=0.9"],
+        ["rollout.servers=['h:1','[::1]:2']", "gconfig.min_new_tokens=2"],
+        [VLLM, "mode=sft", "gconfig.top_p=0.9"],
+    ],
+)
+def test_servers_that_can_are_not(base: Path, overrides: list[str]) -> None:
+    load(base, overrides)
+
+
 def test_the_rules_bounds_are_allowed(base: Path) -> None:
     load(base, ["actor.mb_spec.max_tokens_per_mb=1280", "actor.ppo_n_minibatches=128"])
     load(base, ["actor.eps_clip=1", "actor.optimizer.lr=0", "rollout.max_head_offpolicyness=0"])
