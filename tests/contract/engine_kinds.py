@@ -97,14 +97,25 @@ def standing_in(backend: str, meaning: LogprobMeaning, flags: VllmFlags | None =
     return start
 
 
+_running: dict[Path, list[Server]] = {}
+"""Embedded servers that the tests of a module share, by their first weights."""
+
+
 async def embedded(
     stack: AsyncExitStack, folder: Path, count: int, asked: list[tuple[str, Any]]
 ) -> tuple[list[str], list[ServedModel]]:
-    """The embedded server, in processes of its own."""
-    servers = [Server(folder, "--max-running", "8", "--seed", "3") for _ in range(count)]
-    for server in servers:
-        stack.callback(server.ended)
-    return [server.url.removeprefix("http://") for server in servers], []
+    """The embedded server, in processes of its own; a module ends them by end_processes."""
+    servers = _running.setdefault(folder, [])
+    while len(servers) < count:
+        servers.append(Server(folder, "--max-running", "8", "--seed", "3"))
+    return [server.url.removeprefix("http://") for server in servers[:count]], []
+
+
+def end_processes() -> None:
+    """Whatever a test did to them, they end well."""
+    ended = [server.ended() for servers in _running.values() for server in servers]
+    _running.clear()
+    assert [code for code, _ in ended] == [0] * len(ended), ended
 
 
 KINDS: Mapping[str, tuple[str, Kind]] = {
@@ -149,7 +160,10 @@ async def bench_of(
         )  # fmt: skip
         stack.push_async_callback(engine.aclose)
         await engine.wait_ready(60.0)
-        yield Bench(engine, folders, trainers, asked, models, said)
+        found = Bench(engine, folders, trainers, asked, models, said)
+        if not models:  # they may have other weights from the test before
+            await engine.update_weights(found.update(0))
+        yield found
         await engine.aclose()
         assert waits.count() == 0
         assert [server.running for server in engine.servers] == [0] * count

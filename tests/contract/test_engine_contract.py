@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from embedded_support import VOCAB, make_model
-from engine_kinds import KINDS, PROBE_IDS, Bench, bench_of, request, run
+from engine_kinds import KINDS, PROBE_IDS, Bench, bench_of, end_processes, request, run
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import EnginesExhausted
@@ -25,6 +25,12 @@ EXACT = 1e-4
 LONG = 60
 
 kinds = pytest.mark.parametrize("name", KINDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes() -> Iterator[None]:
+    yield
+    end_processes()
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ where the settings are accepted both numbers are the same, and where they are re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from embedded_support import make_model
-from engine_kinds import Kind, bench_of, embedded, run, standing_in
+from engine_kinds import Kind, bench_of, embedded, end_processes, run, standing_in
 
 from arealite.config.logprobs import untrainable
 from arealite.errors import ConfigError
@@ -51,6 +51,12 @@ UNEQUAL: Mapping[str, set[str]] = {
     **REFUSED,
     "vllm": REFUSED["vllm"] - {"top_p", "top_k"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes() -> Iterator[None]:
+    yield
+    end_processes()
 
 
 @pytest.fixture(scope="module")
