@@ -118,7 +118,7 @@ class Transport:
     ) -> None:
         self._waits, self._timeout_s, self._retries = waits, request_timeout_s, retries
         self._failed, self._key = failed, key
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._attempts: dict[asyncio.Future[Any], Server] = {}
         self._decoding = asyncio.Lock()
         self.closed, self.refused = False, 0
@@ -190,9 +190,15 @@ class Transport:
         finally:
             self._attempts.pop(task, None)
 
-    async def post(self, server: Server, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON value that answers. Raises EngineError naming the server, Busy or Refused."""
-        return await self._request("POST", server, path, body, self._timeout_s)
+    async def post(
+        self, server: Server, path: str, body: Mapping[str, Any], *, fresh: bool = False
+    ) -> Any:
+        """The JSON value that answers. Raises EngineError naming the server, Busy or Refused.
+
+        fresh: over a connection of its own, for what must not fail because a server has closed
+        the one that was kept (vLLM does after each error).
+        """
+        return await self._request("POST", server, path, body, self._timeout_s, fresh)
 
     async def get(self, server: Server, path: str, deadline_s: float) -> Any:
         """As post, within deadline_s."""
@@ -206,19 +212,25 @@ class Transport:
     async def aclose(self) -> None:
         """Ends what is open."""
         self.closed = True
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
 
     async def _request(
-        self, method: str, server: Server, path: str, content: Any, deadline_s: float
+        self,
+        method: str,
+        server: Server,
+        path: str,
+        content: Any,
+        deadline_s: float,
+        fresh: bool = False,
     ) -> Any:
         async def whole(reply: aiohttp.ClientResponse) -> bytes:
             if reply.status != 200:
                 raise await _refusal(server, f"{method} {path}", reply)
             return await _content(reply)
 
-        body = await self._exchange(method, server, path, content, deadline_s, whole)
+        body = await self._exchange(method, server, path, content, deadline_s, whole, fresh)
         try:
             if len(body) <= LONG_REPLY_BYTES:
                 return _json(body)
@@ -237,17 +249,15 @@ class Transport:
         content: Any,
         deadline_s: float,
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        fresh: bool = False,
     ) -> T:
         if self.closed:
             raise EngineError("the client is closed")
-        if self._session is None:  # made here: a session belongs to the running loop
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else None
-            self._session = aiohttp.ClientSession(connector=_Connector(limit=0), headers=headers)
         timeout = aiohttp.ClientTimeout(total=deadline_s)
         what = f"{method} {path}"
         try:
             with self._waits.on(f"server {server.address}", what, deadline_s):
-                async with self._session.request(
+                async with self._session(fresh).request(
                     method, server.url + path, json=content, timeout=timeout, allow_redirects=False
                 ) as reply:
                     return await read(reply)
@@ -257,6 +267,14 @@ class Transport:
             ) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise EngineError(f"server {server.address}: {what}: {error!r}") from None
+
+    def _session(self, fresh: bool) -> aiohttp.ClientSession:
+        """Made when it is first needed: a session belongs to the running loop."""
+        if fresh not in self._sessions:
+            headers = {"Authorization": f"Bearer {self._key}"} if self._key else None
+            connector = _Connector(limit=0, force_close=fresh)
+            self._sessions[fresh] = aiohttp.ClientSession(connector=connector, headers=headers)
+        return self._sessions[fresh]
 
 
 def pause_s(count: int) -> float:

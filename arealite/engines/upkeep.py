@@ -208,11 +208,11 @@ class Upkeep:
         if not server.is_whole:
             for step in self._dialect.recovery_steps(server.abilities):
                 with suppress(EngineError):
-                    await self.transport.post(server, step.path, step.body)
+                    await self.transport.post(server, step.path, step.body, fresh=True)
         server.is_whole = False
         server.loading(update.version)
         for step in self._dialect.update_steps(update, self._update_mode, server.abilities):
-            reply = await self.transport.post(server, step.path, step.body)
+            reply = await self.transport.post(server, step.path, step.body, fresh=True)
             told = reply if isinstance(reply, Mapping) else {}
             if step.confirmed and not told.get(step.confirmed):
                 raise EngineError(str(told.get("message", "it gave no reason")))

@@ -8,6 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from client_support import UPDATE, FakeServer, client_of
+from client_support import run as run_with_fakes
 from embedded_support import Server, make_model
 from engine_kinds import bench_of, embedded, end_processes, run, standing_in
 from served_model import VllmFlags
@@ -127,11 +130,27 @@ def test_a_group_larger_than_a_server_takes_at_once_is_asked_in_parts(weights: W
         async with vllm(weights, VllmFlags(most_seqs=4)) as found:
             samples = await found.group(10, seed=100)
         sent = [body["sampling_params"] for _, body in found.asked]
-        assert sorted((body["n"], body["seed"]) for body in bodies) == [
-            (2, 108),
-            (4, 100),
-            (4, 104),
-        ]
+        parts = sorted((p["n"], p["seed"]) for p in sent)
+        assert parts == [(2, 108), (4, 100), (4, 104)]
         assert len({tuple(sample.output_tokens) for sample in samples}) == 10
 
     run(test)
+
+
+def test_each_step_of_an_update_has_a_connection_of_its_own() -> None:
+    """vLLM closes one that is kept after each error; the next step must not fail by that."""
+    ports: list[int] = []
+
+    async def test(server: FakeServer, _: FakeServer) -> None:
+        async def note(request: web.Request, asked: Any) -> web.StreamResponse:
+            assert request.transport is not None
+            ports.append(request.transport.get_extra_info("peername")[1])
+            return web.json_response({"success": True})
+
+        for path in ("/pause_generation", "/update_weights_from_disk", "/continue_generation"):
+            server.always[path] = note
+        async with client_of(server) as engine:
+            await engine.update_weights(UPDATE)
+        assert len(set(ports)) == len(ports) == 3
+
+    run_with_fakes(test)
