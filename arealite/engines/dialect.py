@@ -87,8 +87,9 @@ class Abilities:
     """What one server can do; the defaults hold for one that was not asked.
 
     name: the program and its version. meaning: what its log-probabilities are; None: it does not
-    say. most_samples: of one request; None: any number. seeds_group: sample i of a request with a
-    seed draws by the seed + i; else all of them would be the same. loader: how it takes weights,
+    say. most_samples: of one request; None: any number. obeys_seeds: equal seeds give equal
+    samples. seeds_group: sample i of a request with a seed draws by the seed + i; else all of them
+    would be the same. loader: how it takes weights,
     in the dialect's own words. counters: where it keeps them, if not at COUNTERS. lacks: what it
     cannot do and a run needs, with the remedy.
     """
@@ -96,6 +97,7 @@ class Abilities:
     name: str = ""
     meaning: LogprobMeaning | None = None
     most_samples: int | None = None
+    obeys_seeds: bool = True
     seeds_group: bool = True
     loader: str = ""
     counters: str = ""
@@ -103,7 +105,7 @@ class Abilities:
 
     def samples_of(self, n: int, is_seeded: bool) -> int:
         """How many of n samples one request may ask for."""
-        if is_seeded and not self.seeds_group:
+        if is_seeded and self.obeys_seeds and not self.seeds_group:
             return 1
         return n if self.most_samples is None else max(1, min(n, self.most_samples))
 
@@ -114,7 +116,9 @@ class Abilities:
             words.append(f"weights by {self.loader}")
         if self.most_samples is not None:
             words.append(f"at most {self.most_samples} samples a request")
-        if not self.seeds_group:
+        if not self.obeys_seeds:
+            words.append("seeds are not obeyed")
+        elif not self.seeds_group:
             words.append("samples with a seed are asked for one by one")
         return ", ".join(words)
 

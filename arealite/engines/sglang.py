@@ -43,6 +43,7 @@ def abilities(answers: Sequence[Answer]) -> Abilities:
     return Abilities(
         f"SGLang {told.get('version', 'of unknown version')}",
         "raw" if _returns_original(told) else "barred",
+        obeys_seeds=bool(told.get("enable_deterministic_inference")),
         # Its n samples of one request all get the request's seed (0.5.23, tokenizer_manager).
         seeds_group=False,
         loader="folder",

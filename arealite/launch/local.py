@@ -178,6 +178,7 @@ class Supervisor:
             environment["PYTHONPATH"] = self._scratch.python_path()
         handed = (door.fileno(),) if server.listens == "socket" else ()
         log = self._plan.run_folder / "logs" / f"{server.name}.log"
+        log.touch(mode=0o600)  # SGLang writes its settings there, with the key
         return self._start(Process(server.name, tuple(command), environment), log, handed)
 
     def _address(self, name: str) -> str:

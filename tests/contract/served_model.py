@@ -196,7 +196,8 @@ def sglang_app(served: ServedModel, asked: list[tuple[str, Any]]) -> web.Applica
         return web.json_response({"model_path": "m", "weight_version": served.version})
 
     async def server_info(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"version": "0.5.23", "internal_states": [{}], "port": 30000})
+        settings = {"port": 30000, "enable_deterministic_inference": True}
+        return web.json_response({"version": "0.5.23", "internal_states": [{}], **settings})
 
     async def loads(request: web.Request) -> web.StreamResponse:
         load = {"dp_rank": 0, "num_running_reqs": served.running, "num_waiting_reqs": 0}

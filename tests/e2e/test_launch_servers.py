@@ -132,6 +132,7 @@ def test_a_key_of_ones_own_is_kept_and_sglang_reads_it_from_a_file(
     run(plan_of(tmp_path, SERVER, key="--config"))
     [server] = told(tmp_path)
     assert server["config"] == "api-key: of-my-own\n"
+    assert (tmp_path / "run/logs/server-0.log").stat().st_mode & 0o077 == 0, "it may say the key"
     assert (tmp_path / "run/logs/trainer.log").read_text() == "trained of-my-own\n"
 
 

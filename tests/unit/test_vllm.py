@@ -261,10 +261,10 @@ REFUSES_EMPTY = Answer(400, {"error": {"message": "token_ids: Field required"}})
 
 def test_a_server_tells_what_it_can_do() -> None:
     found = vllm.abilities([VERSION, WEIGHTS, REFUSES_EMPTY, Answer(200, INFO)])
-    assert found == Abilities("vLLM 0.32.0", "processed", 64, True, "file transfer")
+    assert found == Abilities("vLLM 0.32.0", "processed", 64, loader="file transfer")
     raw = {"vllm_config": {"model_config": {"logprobs_mode": "raw_logprobs"}}}
     found = vllm.abilities([VERSION, WEIGHTS, REFUSES_EMPTY, Answer(200, raw)])
-    assert found == Abilities("vLLM 0.32.0", "raw", None, True, "reload_weights")
+    assert found == Abilities("vLLM 0.32.0", "raw", None, loader="reload_weights")
 
 
 @pytest.mark.parametrize(
