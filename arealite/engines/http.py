@@ -231,6 +231,8 @@ class Transport:
             return await _content(reply)
 
         body = await self._exchange(method, server, path, content, deadline_s, whole, fresh)
+        if fresh and not body:  # a step that has nothing to say but 200
+            return None
         try:
             if len(body) <= LONG_REPLY_BYTES:
                 return _json(body)
@@ -301,8 +303,6 @@ async def _anything(reply: aiohttp.ClientResponse) -> Answer:
 
 
 def _json(body: bytes) -> Any:
-    if not body:  # of a route that has nothing to say
-        return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:  # the latter from brackets without end
