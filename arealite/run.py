@@ -286,22 +286,6 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
     config = run.config
     if config.rollout.late == "keep" and not config.deterministic:
         run.status.alarm("rollout.late is keep: tokens of any age are trained, without a bound")
-    engine = RemoteEngine(
-        addresses,
-        run.waits,
-        DIALECTS[config.rollout.backend],
-        request_timeout_s=config.rollout.request_timeout_s,
-        request_retries=config.rollout.request_retries,
-        server_timeout_s=config.rollout.server_timeout_s,
-        setup_timeout_s=config.rollout.setup_timeout_s,
-        update_mode=config.rollout.update_mode,
-        decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
-        key=os.environ.get(KEY, ""),
-        refusal=partial(_refusal, config.gconfig),
-        alarm=run.status.alarm,
-        tell=lambda servers: run.status.set(servers=servers),
-        say=lambda sentence: print(sentence, flush=True),
-    )
     quarantine = run.quarantine
     score: Scoring | None = None
     if config.rollout.reward_fn or config.reward.functions:
@@ -318,7 +302,7 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
     ledger, rows, snapshot = planned(run)
     return Rollouts(
-        engine,
+        _engine(run, addresses),
         workflow,
         rows,
         limits_of(config),
@@ -333,6 +317,26 @@ def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
         version=run.first_version,
         ledger=ledger,
         snapshot=snapshot,
+    )
+
+
+def _engine(run: Run, addresses: Sequence[str]) -> RemoteEngine:
+    config = run.config
+    return RemoteEngine(
+        addresses,
+        run.waits,
+        DIALECTS[config.rollout.backend],
+        request_timeout_s=config.rollout.request_timeout_s,
+        request_retries=config.rollout.request_retries,
+        server_timeout_s=config.rollout.server_timeout_s,
+        setup_timeout_s=config.rollout.setup_timeout_s,
+        update_mode=config.rollout.update_mode,
+        decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
+        key=os.environ.get(KEY, ""),
+        refusal=partial(_refusal, config.gconfig),
+        alarm=run.status.alarm,
+        tell=lambda servers: run.status.set(servers=servers),
+        say=lambda sentence: print(sentence, flush=True),
     )
 
 

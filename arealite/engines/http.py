@@ -231,8 +231,6 @@ class Transport:
             return await _content(reply)
 
         body = await self._exchange(method, server, path, content, deadline_s, whole, fresh)
-        if fresh and not body:  # a step that has nothing to say but 200
-            return None
         try:
             if len(body) <= LONG_REPLY_BYTES:
                 return _json(body)

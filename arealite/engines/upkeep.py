@@ -120,11 +120,14 @@ class Upkeep:
     async def _greet(self, server: Server) -> None:
         """Raises EngineError as long as it may only be starting."""
         answer = await self.transport.ask(server, self._dialect.ALIVE, None, 5.0)
-        is_there = answer.status == 200
+        is_there = answer.status == 200 and isinstance(answer.value, Mapping)
         if is_there or answer.status in (401, 403, 404):  # by now it may be able to say why
             await self._meet(server)
         if not is_there and not server.abilities.lacks:
-            raise EngineError(f"it answered {answer.status} to GET {self._dialect.ALIVE}")
+            raise EngineError(
+                f"server {server.address} answered {answer.status} to GET {self._dialect.ALIVE}: "
+                f"{str(answer.value)[:100]}"
+            )
 
     def _unfit(self, server: Server) -> str:
         return server.abilities.lacks or self._refusal(server.abilities)
