@@ -35,7 +35,14 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
-    max_tokens_per_mb: int = opt(16384, "token budget of one forward and backward pass, padded")
+    max_tokens_per_mb: int = opt(
+        16384, "token budget of one forward and backward pass, padding included"
+    )
+    packing: bool = opt(
+        True,
+        "sequences side by side without padding; models whose attention cannot be told where one "
+        "begins are padded all the same",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class ActorConfig:
     threads: int | None = opt(None, "CPU threads of the trainer; null: its share of the cores")
     gradient_checkpointing: bool = opt(False, "recompute activations: less memory, more time")
     mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
-    share_prompts: bool = opt(True, "compute a group's common prompt once, where that saves work")
+    share_prompts: bool = opt(True, "with packing, compute a group's common prompt once")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
     ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
     algorithm: Literal[

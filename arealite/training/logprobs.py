@@ -1,8 +1,7 @@
 """Log-probabilities of trained tokens, and of nothing else.
 
 The vocabulary projection runs only at the positions that predict a trained token: prompts and
-padding never meet it. A prompt that several samples share runs once, through the model's own
-key-value cache, with its gradient summed over them.
+padding never meet it.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arealite.data.micro_batch import MicroBatch, Prefix
+from arealite.data.batch import Sample
+from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError
+from arealite.training.attention import NAME
 from arealite.training.model import vocabulary_of
 
 
@@ -25,7 +26,7 @@ def token_logprobs(
     Both under the sampling temperature: the trainer computes what the engine reported.
     """
     body, head = _parts(model)
-    hidden = _hidden(body, batch.input_ids, batch.prefix)
+    hidden = _hidden(body, batch)
     logits = head(hidden.flatten(0, 1)[batch.source]).float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -36,21 +37,11 @@ def token_logprobs(
     return chosen, entropy
 
 
-def _hidden(body: Any, input_ids: Tensor, prefix: Prefix | None) -> Tensor:
-    """[n, T, d], the last layer's states of the rows behind their prefixes."""
-    if prefix is None:
-        return body(input_ids=input_ids, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-    cache = body(input_ids=prefix.ids, use_cache=True).past_key_values
-    cache.batch_select_indices(prefix.of_row)
-    lengths = prefix.lengths[prefix.of_row][:, None]
-    in_prefix = torch.arange(prefix.ids.shape[1], device=input_ids.device)
-    return body(  # type: ignore[no-any-return]
-        input_ids=input_ids,
-        past_key_values=cache,
-        attention_mask=torch.cat([in_prefix < lengths, torch.ones_like(input_ids).bool()], dim=1),
-        position_ids=lengths + torch.arange(input_ids.shape[1], device=input_ids.device),
-        use_cache=True,
-    ).last_hidden_state
+def _hidden(body: Any, batch: MicroBatch) -> Tensor:
+    """[n, T, d], the last layer's states of the rows."""
+    packing = batch.packing
+    how = {} if packing is None else {"packing": packing, "position_ids": packing.position_ids}
+    return body(input_ids=batch.input_ids, use_cache=False, **how).last_hidden_state  # type: ignore[no-any-return]
 
 
 def check_model(model: nn.Module, key: str = "actor.path") -> None:
@@ -67,23 +58,41 @@ def check_model(model: nn.Module, key: str = "actor.path") -> None:
         )
 
 
-def can_share_prompts(model: nn.Module) -> bool:
-    """Whether this model's cache gives the same states, and gradients, as a complete sequence.
+def use_packing(model: Any) -> bool:
+    """Gives the model attention that reads packed rows; False where it cannot, or is another then.
 
-    False for models that keep no plain cache.
+    It is another where more than attention mixes positions (state space models), or where
+    attention follows more than order and window (chunks).
     """
-    body, _ = _parts(model)
-    device = next(model.parameters()).device
-    ids = torch.arange(6, device=device)[None] % vocabulary_of(model)
-    prefix = Prefix(ids[:, :4], torch.tensor([3], device=device), torch.tensor([0], device=device))
-    try:
-        behind = _hidden(body, ids[:, 3:], prefix)
-        whole = body(input_ids=ids, use_cache=False).last_hidden_state[:, 3:]
-    except Exception:  # whatever a foreign model raises: it cannot, and need not
+    text, former = model.config.get_text_config(), model.config._attn_implementation
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
         return False
-    tolerance = 1e-3 if whole.dtype == torch.float32 else 5e-2
-    has_gradient = behind.requires_grad == whole.requires_grad  # a frozen model has none
-    return has_gradient and torch.allclose(behind, whole, atol=tolerance, rtol=tolerance)
+    try:
+        whole = _probe(model, packed=False)
+        model.set_attn_implementation(NAME)
+        packed = _probe(model, packed=True)
+    except Exception:  # whatever a foreign model raises: it cannot, and need not
+        packed = None
+    if packed is not None and packed.requires_grad == whole.requires_grad:
+        tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
+        if torch.allclose(packed, whole, atol=tolerance, rtol=tolerance):
+            return True
+    model.set_attn_implementation(former)
+    return False
+
+
+def _probe(model: Any, packed: bool) -> Tensor:
+    """[tokens] log-probabilities of two samples behind one prompt and one of its own, in order."""
+    ids = [i * 7919 % vocabulary_of(model) for i in range(12)]
+    made = [(ids[:6], 0), ([*ids[:4], *ids[7:11]], 0), (ids[3:], None)]
+    samples = [
+        Sample(tokens, [4, 5], [2.0 * number, 2.0 * number + 1.0], 1.0, group)
+        for number, (tokens, group) in enumerate(made)
+    ]
+    (micro,) = micro_batches(samples, 1000, packed, share_prompts=True)
+    micro = micro.to(next(model.parameters()).device)
+    return token_logprobs(model, micro, 1.0)[0][micro.behave.argsort()]
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Module]:

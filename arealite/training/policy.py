@@ -19,7 +19,7 @@ from arealite.crash import crash_point
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
-from arealite.training.logprobs import can_share_prompts, check_model, token_logprobs
+from arealite.training.logprobs import check_model, token_logprobs, use_packing
 from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
 from arealite.training.optim import (
     MasterWeights,
@@ -52,11 +52,10 @@ class Policy:
         self.optimizer = build_optimizer(self._masters, config.actor.optimizer)
         self._updates, self._total_updates = 0, total_updates
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
-        self._share_prompts = (
-            config.actor.share_prompts
-            and not config.actor.gradient_checkpointing  # transformers drops the cache with it
-            and can_share_prompts(model)
-            and (reference is None or can_share_prompts(reference))
+        self._packed = (
+            config.actor.mb_spec.packing
+            and use_packing(model)
+            and (reference is None or use_packing(reference))
         )
         self._vocabulary = vocabulary_of(model)
         self._publisher: Publisher | None = None
@@ -109,8 +108,7 @@ class Policy:
         self.optimizer.zero_grad()  # also what a step that failed left behind
         sums: defaultdict[str, float] = defaultdict(float)
         parts = _split(batch, self.config.actor.ppo_n_minibatches)
-        budget = self.config.actor.mb_spec.max_tokens_per_mb
-        pieces = [list(micro_batches(part, budget, self._share_prompts)) for part, _ in parts]
+        pieces = [self._cut(part) for part, _ in parts]
         if len(parts) > 1:  # later updates are measured against the policy that took the batch
             pieces = [[self._annotate(m) for m in piece] for piece in pieces]
         for number, (piece, (_, n_tokens)) in enumerate(zip(pieces, parts, strict=True)):
@@ -130,7 +128,7 @@ class Policy:
         """The mean loss of their trained tokens; nothing is learned from it."""
         self._check_tokens(samples)
         total, tokens = 0.0, 0
-        for micro in micro_batches(samples, self.config.actor.mb_spec.max_tokens_per_mb):
+        for micro in self._cut(samples):
             micro = micro.to(self.config.actor.device)
             logprobs, _ = token_logprobs(self.model, micro, self._temperature)
             total += float(loss(logprobs, micro)[0])
@@ -166,6 +164,11 @@ class Policy:
                         f"the ids 0 to {self._vocabulary - 1}; give the tokenizer of this model, "
                         "and see what ids the workflow returns"
                     )
+
+    def _cut(self, samples: Sequence[Sample]) -> list[MicroBatch]:
+        actor = self.config.actor
+        budget = actor.mb_spec.max_tokens_per_mb
+        return list(micro_batches(samples, budget, self._packed, actor.share_prompts))
 
     def _backward(self, micro: MicroBatch, loss: Loss, n_tokens: int) -> dict[str, float]:
         micro = self._with_reference(micro.to(self.config.actor.device))

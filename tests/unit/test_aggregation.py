@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,8 +69,9 @@ def _step(budget: int, share: bool, **actor: Any) -> tuple[float, list[torch.Ten
     """Loss and gradients of one step of the trainer."""
     rule = algorithm(8, **actor)
     model = tiny_model(dtype=torch.float64)
-    policy = Policy(model, config_for(max_tokens=budget, eps=1e-2), 1)
-    policy._share_prompts = share
+    config = config_for(max_tokens=budget, eps=1e-2)
+    config = replace(config, actor=replace(config.actor, share_prompts=share))
+    policy = Policy(model, config, 1)
     batch = to_batch(_episodes(), _Rewarded(rule), version=2, max_lag=1)
     seen: list[torch.Tensor] = []
     policy.optimizer.register_step_pre_hook(

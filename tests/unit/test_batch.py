@@ -52,7 +52,7 @@ def test_any_cut_gives_the_same_loss_and_gradient(budget: int) -> None:
 def test_padding_never_leaks_into_a_log_probability() -> None:
     model = tiny_model()
     samples = ragged_samples(9, seed=3)
-    ordered = sorted(samples, key=lambda s: len(s.tokens), reverse=True)
+    ordered = sorted(samples, key=lambda s: s.trained[-1], reverse=True)
     (micro,) = micro_batches(samples, 10**6)
     together, _ = token_logprobs(model, micro, 1.0)
     alone = []
@@ -67,7 +67,7 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
     model = tiny_model()
     (micro,) = micro_batches(ragged_samples(6, seed=4), 10**6)
     before, _ = token_logprobs(model, micro, 1.0)
-    lengths = sorted((len(s.tokens) for s in ragged_samples(6, seed=4)), reverse=True)
+    lengths = sorted((s.trained[-1] for s in ragged_samples(6, seed=4)), reverse=True)
     for row, length in enumerate(lengths):
         micro.input_ids[row, length:] = VOCABULARY - 1
     after, _ = token_logprobs(model, micro, 1.0)

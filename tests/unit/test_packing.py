@@ -1,0 +1,92 @@
+"""Packed rows: attention sees what it would see in rows of their own, and no more."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arealite.data.packing import Segment, pack
+from arealite.training.attention import packed_attention
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 8
+MODULE: Any = SimpleNamespace(is_causal=True, num_key_value_groups=HEADS // KV_HEADS)
+
+
+def row(seed: int) -> list[Segment]:
+    """Prompts with answers behind them, and sequences of their own."""
+    rng = random.Random(seed)
+    segments: list[Segment] = []
+    for _ in range(rng.randint(1, 4)):
+        start, prompt = sum(s.length for s in segments), rng.randint(1, 9)
+        segments.append(Segment(prompt))
+        segments += [
+            Segment(rng.randint(1, 12), (start, prompt)) for _ in range(rng.choice([0, 0, 1, 3]))
+        ]
+    return segments
+
+
+def reference(segments: list[Segment], window: int | None) -> tuple[Tensor, Tensor]:
+    """([L, L] bool, who sees whom; [L] positions), one pair at a time."""
+    places: list[tuple[int, int, int]] = []  # segment, position, index of the segment's start
+    for number, segment in enumerate(segments):
+        start = len(places)
+        places += [(number, segment.context[1] + i, start) for i in range(segment.length)]
+    seen = torch.zeros(len(places), len(places), dtype=torch.bool)
+    for q, (number, position, _) in enumerate(places):
+        before, length = segments[number].context
+        for k, (other, other_position, _) in enumerate(places):
+            is_own = other == number and other_position <= position
+            is_context = before <= k < before + length
+            near = window is None or position - other_position < window
+            seen[q, k] = (is_own or is_context) and near
+    return seen, torch.tensor([position for _, position, _ in places])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), window=st.sampled_from([None, 1, 3, 9]))
+def test_attention_equals_one_mask_over_the_row(seed: int, window: int | None) -> None:
+    segments = row(seed)
+    packing = pack(segments)
+    seen, positions = reference(segments, window)
+    assert packing.position_ids.tolist() == [positions.tolist()]
+    torch.manual_seed(seed)
+    inputs = [
+        torch.randn(1, heads, len(seen), WIDTH, dtype=torch.float64, requires_grad=True)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    found, _ = packed_attention(
+        MODULE, *inputs, None, packing=packing, sliding_window=window, scaling=0.3
+    )
+    query, key, value = inputs[0], *(x.repeat_interleave(2, dim=1) for x in inputs[1:])
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, float("-inf"))
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    weigh = torch.randn_like(expected)
+    mine, theirs = (torch.autograd.grad((x * weigh).sum(), inputs) for x in (found, expected))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_without_a_packing_it_is_plainly_causal(window: int | None) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, heads, 5, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    found, _ = packed_attention(MODULE, *inputs, None, sliding_window=window)
+    packing = pack([Segment(5)])
+    for row_number in range(2):
+        one = [x[row_number : row_number + 1] for x in inputs]
+        expected, _ = packed_attention(MODULE, *one, None, packing, sliding_window=window)
+        torch.testing.assert_close(found[row_number : row_number + 1], expected)
+
+
+def test_blocks_hold_what_is_alike() -> None:
+    segments = [Segment(n) for n in (16, 3, 8, 7, 4)] + [Segment(9, (0, 16)), Segment(2, (16, 3))]
+    shapes = [tuple(block.keys.shape) for block in pack(segments).blocks]
+    assert shapes == [(2, 16), (2, 7), (1, 3), (1, 9 + 16), (1, 2 + 3)]
+    assert [block.mask is None for block in pack(segments).blocks] == [True] * 3 + [False] * 2
