@@ -11,7 +11,7 @@
     |-- CheckpointError     4   no checkpoint that can be trusted
     |-- EnginesExhausted    5   no server with verified weights is left, or one died too often
     |-- Stall               6   a wait passed its deadline
-    |-- NonFinite           7   NaN or inf on its way to the weights
+    |-- NonFinite           7   NaN or inf on its way to the weights, three times in a row
     |-- Killed              8   the trainer was killed from outside: out of memory, or kill -9
     `-- Preempted          75   asked to stop; what was done is kept, run again to go on
 

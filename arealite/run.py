@@ -168,7 +168,12 @@ class Run:
             self.transcripts.flush()
 
     def _watch_losses(self, metrics: Mapping[str, float], trained: int) -> None:
-        """What the staleness bound costs should be an exception."""
+        """What the staleness bound costs, or a step that was left out, should be an exception."""
+        if metrics.get("train/skipped_updates", 0.0):
+            self.status.alarm(
+                "NaN or inf in the loss or its gradient: the update was left out, and its batch is "
+                f"in {self.folder.nonfinite}"
+            )
         dropped = metrics.get("staleness/dropped_episodes", 0.0)
         masked = metrics.get("staleness/masked_tokens", 0.0)
         if dropped > MUCH * (dropped + trained) or masked > MUCH * metrics.get("rollout/tokens", 0):

@@ -8,8 +8,8 @@ of the samples, without padding and without repetition.
 
 packed, padded: `Policy.update`, cutting and collating included; padded rows are sorted by length.
 bare: forward, cross entropy, backward, clipping and fused AdamW written by hand over tensors made
-beforehand, with the same attention over the same packed rows. bare_padded: the same over padded rows
-in the samples' own order. bare_block_mask: the same over packed rows with transformers' own mask.
+beforehand, with the same attention over the same packed rows. bare_padded: the same, padded, rows
+in the samples' own order. bare_block_mask: packed, with transformers' own mask over the row.
 """
 
 from __future__ import annotations

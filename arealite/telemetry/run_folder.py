@@ -2,7 +2,7 @@
 
     {fileroot}/{experiment_name}/{trial_name}/
         config.yaml  status.json  metrics.jsonl  transcripts.jsonl  quarantine.jsonl  ledger.jsonl
-        checkpoints/<version>/  logs/  curves.png  summary.txt
+        checkpoints/<version>/  nonfinite/  logs/  curves.png  summary.txt
 
 It is a contract: people's scripts read it. Files of lines are UTF-8, one JSON object per line,
 strictly valid (no NaN, no lone surrogate); a reader may meet a half-written last line.
@@ -83,6 +83,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Batches whose update was left out; absent while there are none."""
+        return self.path / "nonfinite"
 
     @property
     def logs(self) -> Path:

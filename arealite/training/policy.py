@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from arealite.crash import crash_point
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
+from arealite.telemetry.run_folder import RunFolder
+from arealite.training.guard import Guard
 from arealite.training.logprobs import check_model, token_logprobs, use_packing
 from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
 from arealite.training.optim import (
@@ -43,8 +45,10 @@ class Policy:
         config: Config,
         total_updates: int,
         reference: nn.Module | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model, self.config, self._reference = model, config, reference
+        self._guard = guard or Guard()
         self.version = 0
         self._masters = MasterWeights(model.parameters())
         learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
@@ -79,7 +83,8 @@ class Policy:
         reference = load_reference(config, model)
         if reference is not None:
             check_model(reference, "ref.path")
-        policy = cls(model, config, total_updates, reference)
+        folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
+        policy = cls(model, config, total_updates, reference, Guard(folder.nonfinite))
         if checkpoint is not None:
             policy.version = checkpoint.version
             policy._updates = load_trainer(
@@ -99,9 +104,11 @@ class Policy:
         """One version's training step: one optimizer update per minibatch. Flat metrics.
 
         The loss is summed over micro-batches and divided once by the minibatch's share of the
-        global token count, so the cut into micro-batches never shows. Raises NonFinite before
-        anything but finite numbers could reach the weights, ConfigError for a token that the model
-        does not have, Preempted where the run is asked to stop before the first of the updates.
+        global token count, so the cut into micro-batches never shows. An update whose loss or
+        gradient is not finite is left out, and its samples kept in the run folder
+        (`train/skipped_updates`). Raises NonFinite for the third of these in a row, ConfigError
+        for a token that the model does not have, Preempted where the run is asked to stop before
+        the first of the updates.
         """
         started = time.monotonic()
         self._check_tokens(batch.samples)
@@ -111,17 +118,24 @@ class Policy:
         pieces = [self._cut(part) for part, _ in parts]
         if len(parts) > 1:  # later updates are measured against the policy that took the batch
             pieces = [[self._annotate(m) for m in piece] for piece in pieces]
-        for number, (piece, (_, n_tokens)) in enumerate(zip(pieces, parts, strict=True)):
+        done = 0
+        for number, (piece, (samples, n_tokens)) in enumerate(zip(pieces, parts, strict=True)):
+            told: defaultdict[str, float] = defaultdict(float)
             for micro in piece:
                 if number == 0:  # before the first step the weights are still those of a version
                     stopping.check()
                 for name, value in self._backward(micro, loss, n_tokens).items():
-                    sums[name] += value
+                    told[name] += value
             crash_point("after_backward")
-            sums["grad_norm"] += self._step()
+            told["grad_norm"] = self._gradient_norm()
+            if self._step(told, samples):
+                done += 1
+                for name, value in told.items():
+                    sums[name] += value
             crash_point("after_optimizer_step")
         seconds = time.monotonic() - started
-        return self._stats(sums, batch, len(parts), seconds)
+        skipped = {"train/skipped_updates": float(len(parts) - done)}
+        return self._stats(sums, batch, max(done, 1), seconds) | skipped
 
     @torch.no_grad()
     def loss_of(self, samples: Sequence[Sample], loss: Loss) -> float:
@@ -174,30 +188,36 @@ class Policy:
         micro = self._with_reference(micro.to(self.config.actor.device))
         logprobs, entropy = token_logprobs(self.model, micro, self._temperature)
         total, stats = loss(logprobs, micro)
-        if not torch.isfinite(total):
-            raise NonFinite(f"the loss is {float(total.detach())} at version {self.version + 1}")
         (total / n_tokens).backward()  # type: ignore[no-untyped-call]
         stats |= {"policy": total.detach(), "entropy": entropy.sum()}
         return {name: float(value) for name, value in stats.items()} | {
             "tokens": float(len(micro.targets))
         }
 
-    def _step(self) -> float:
-        rate = learning_rate(self.config.actor.optimizer, self._updates, self._total_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def _gradient_norm(self) -> float:
+        """The global norm before clipping."""
         for parameter in self._masters.parameters:
             if parameter.grad is None:  # a batch that teaches nothing still moves AdamW's moments
                 parameter.grad = torch.zeros_like(parameter)
-        norm = clip_gradients(
-            self._masters.parameters, self.config.actor.optimizer.gradient_clipping
-        )
-        if not math.isfinite(norm):
-            raise NonFinite(f"the gradient norm is {norm} at version {self.version + 1}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        limit = self.config.actor.optimizer.gradient_clipping
+        return clip_gradients(self._masters.parameters, limit)
+
+    def _step(self, told: Mapping[str, float], samples: Sequence[Sample]) -> bool:
+        """Moves the weights; False where what was told is not finite, and nothing moved."""
+        rate = learning_rate(self.config.actor.optimizer, self._updates, self._total_updates)
         self._updates += 1
-        return norm
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, norm = told.get("policy", 0.0), told["grad_norm"]
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        if is_finite:
+            self.optimizer.step()
+            self._guard.passed()
+        self.optimizer.zero_grad()
+        if not is_finite:
+            odd = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+            self._guard.left_out(odd, self.version + 1, self._updates, samples)
+        return is_finite
 
     @torch.no_grad()
     def _annotate(self, micro: MicroBatch) -> MicroBatch:
@@ -216,7 +236,7 @@ class Policy:
         self, sums: dict[str, float], batch: Batch, updates: int, seconds: float
     ) -> dict[str, float]:
         tokens = max(sums.pop("tokens", 0.0), 1.0)
-        norm = sums.pop("grad_norm") / updates
+        norm = sums.pop("grad_norm", 0.0) / updates
         stats = {f"loss/{name}": value / tokens for name, value in sums.items()}
         if "loss/is_ratio" in stats:
             square = stats.pop("loss/is_ratio_squared")

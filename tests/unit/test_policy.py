@@ -1,8 +1,10 @@
-"""One step of the policy: exact over micro-batches, safe against NaN, published as a whole."""
+"""One step of the policy: exact over micro-batches, safe from NaN, published as a whole."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from arealite.algorithms.policy_gradient import PolicyGradient
 from arealite.data.batch import Batch, Sample
 from arealite.data.micro_batch import MicroBatch
 from arealite.errors import ConfigError, NonFinite
+from arealite.training.guard import Guard
 from arealite.training.logprobs import token_logprobs
 from arealite.training.policy import Policy
+from arealite.training.sft import cross_entropy
 from arealite.training.weights import WEIGHTS_DIR, make_probe
 
 
@@ -115,25 +119,57 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
         calls += 1
         return logprobs.sum() * (bad if calls == 3 else 1.0), {}
 
-    with pytest.raises(NonFinite, match=r"loss is .* at version 1"):
-        policy.update(batch_of(samples), loss)
-    assert calls == 3
+    stats = policy.update(batch_of(samples), loss)
+    assert calls >= 3
+    assert stats["train/skipped_updates"] == 1.0
+    assert all(math.isfinite(value) for value in stats.values())
     _assert_weights(weights_of(policy.model), before, 0.0)
-    policy.update(batch_of(samples), _grpo(policy))  # nothing of the failed step is left
+    # nothing of the failed step is left
+    assert policy.update(batch_of(samples), _grpo(policy))["train/skipped_updates"] == 0.0
     untouched.update(batch_of(samples), _grpo(untouched))
     _assert_weights(weights_of(policy.model), weights_of(untouched.model), 0.0)
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
-    policy = _policy()
+def _spoiled(logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    return (logprobs - logprobs.detach()).abs().sqrt().sum(), {}  # 0, with slope inf * 0
+
+
+def test_the_third_spoiled_update_in_a_row_ends_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "nonfinite"
+    policy = Policy(tiny_model(), config_for(lr=0.0), 10, guard=Guard(folder))
     before = weights_of(policy.model)
+    samples = ragged_samples(4)
+    samples[0] = replace(samples[0], advantage=math.nan)
+    for spoiled in (True, True, False, True, True):  # a good one between starts the count again
+        policy.update(batch_of(samples), _spoiled if spoiled else cross_entropy)
+        policy.version += 1
+    with pytest.raises(
+        NonFinite, match=rf"^the gradient norm is nan at version 6, .* kept in {folder}: lower"
+    ) as told:
+        policy.update(batch_of(samples), _spoiled)
+    assert told.value.exit_code == 7
+    _assert_weights(weights_of(policy.model), before, 0.0)
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"version-{n}-update-{n}.json" for n in (1, 2, 4, 5, 6)]
+    kept = json.loads((folder / files[0]).read_text())
+    assert kept["reason"] == "the gradient norm is nan"
+    assert [sample["tokens"] for sample in kept["samples"]] == [s.tokens for s in samples]
+    assert [sample["advantage"] for sample in kept["samples"]][:2] == ["nan", samples[1].advantage]
+
+
+def test_one_spoiled_minibatch_costs_itself_alone() -> None:
+    policy, half = _policy(minibatches=2), _policy(minibatches=2)
+    samples = ragged_samples(6, seed=4)
+    calls = 0
 
     def loss(logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return (logprobs - logprobs.detach()).abs().sqrt().sum(), {}  # 0, with slope inf * 0
+        nonlocal calls
+        calls += 1
+        return logprobs.sum() * (math.nan if calls == 1 else 1.0), {}
 
-    with pytest.raises(NonFinite, match="gradient norm"):
-        policy.update(batch_of(ragged_samples(4)), loss)
-    _assert_weights(weights_of(policy.model), before, 0.0)
+    assert policy.update(batch_of(samples), loss)["train/skipped_updates"] == 1.0
+    with pytest.raises(AssertionError):
+        _assert_weights(weights_of(policy.model), weights_of(half.model), 0.0)
 
 
 def test_bfloat16_weights_learn_as_float32_ones_do() -> None:
