@@ -1,10 +1,11 @@
-"""Tokens per second of the training step: against a bare PyTorch loop, and packed against padded.
+"""Speed of the training step: against a bare PyTorch loop, and packed against padded.
 
     python benchmarks/training_step.py [--rounds 5] [--threads 1] [--out FILE.json]
 
 All ways train one model (a Qwen2 of the demo's shape unless --hidden and --layers say otherwise) on
-the same samples, in turn, so that a machine whose speed drifts slows all of them. Tokens are those
-of the samples, without padding and without repetition.
+the same samples, in turn, so that a machine whose speed drifts slows all of them. Seconds are the
+process's own on a core (with more than one thread, on all of them together), so that neighbours on
+the machine hardly count. Tokens are those of the samples, without padding and without repetition.
 
 packed, padded: `Policy.update`, cutting and collating included; padded rows are sorted by length.
 bare: forward, cross entropy, backward, clipping and fused AdamW written by hand over tensors made
@@ -129,10 +130,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):
         for name, step in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             step()
             if number:  # the first round warms up
-                rates[name].append(tokens / (time.perf_counter() - started))
+                rates[name].append(tokens / (time.process_time() - started))
 
     def ratio(one: str, other: str) -> float:
         pairs = zip(rates[one], rates[other], strict=True)
@@ -142,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": tokens,
         "micro_batches": len(rows),
         "padding_as_given": round(1 - tokens / sum(m.input_ids.numel() for m in given), 3),
-        "tokens_per_s": {name: round(statistics.median(of)) for name, of in rates.items()},
+        "tokens_per_cpu_s": {name: round(statistics.median(of)) for name, of in rates.items()},
         **{f"packed/{other}": ratio("packed", other) for other in ways if other != "packed"},
     }
 

@@ -1,8 +1,9 @@
 """Samples -> micro-batches of tensors: packed rows without padding, or padded rows.
 
-Packed, the samples of one group stand behind their common prompt, which is computed once. Padded
-on the right, plain causal attention needs no mask: what stands to the right of a token cannot reach
-it; that is for models whose attention cannot be told where a sequence begins.
+Packed, what all samples begin with (a system prompt) and what the samples of one group begin with
+(its prompt) stand in a row once, before all that follows them. Padded on the right, plain causal
+attention needs no mask: what stands to the right of a token cannot reach it; that is for models
+whose attention cannot be told where a sequence begins.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ class _Bundle(NamedTuple):
     samples: Sequence[Sample]
     shared: int
 
-    @property
-    def size(self) -> int:
-        return self.shared + sum(_length(sample) - self.shared for sample in self.samples)
+    def size(self, frame: int) -> int:
+        """Positions in a row that begins with the first `frame` of those tokens."""
+        return self.shared - frame + sum(_length(sample) - self.shared for sample in self.samples)
 
 
 def micro_batches(
@@ -67,8 +68,8 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Cuts samples into micro-batches of at most max_tokens positions, the fullest first.
 
-    Packed: bins filled evenly, in one row each; with share_prompts a group's common prompt stands
-    once before the answers that share its bin. Padded: sorted by length, longest first, which
+    Packed: bins filled evenly, in one row each; with share_prompts what all samples, or those of
+    one group, begin with stands there once. Padded: sorted by length, longest first, which
     keeps the padding small. Either way the first micro-batch shows whether the memory suffices,
     and a single sample above max_tokens travels alone.
     """
@@ -76,9 +77,11 @@ def micro_batches(
         for lot in _cut(sorted(samples, key=_length, reverse=True), max_tokens):
             yield _pad(lot)
         return
-    bundles = _bundles(samples, max_tokens) if share_prompts else [_Bundle([s], 0) for s in samples]
-    for members in fill_bins([bundle.size for bundle in bundles], max_tokens):
-        yield _pack([bundles[i] for i in members])
+    frame = _frame(samples) if share_prompts else 0
+    bundles = _bundles(samples, max_tokens, frame, share_prompts)
+    sizes = [bundle.size(frame) for bundle in bundles]
+    for members in fill_bins(sizes, max_tokens - frame):
+        yield _pack([bundles[i] for i in members], frame)
 
 
 def _length(sample: Sample) -> int:
@@ -113,53 +116,66 @@ def _pad(samples: Sequence[Sample]) -> MicroBatch:
 # --- packed
 
 
-def _bundles(samples: Sequence[Sample], max_tokens: int) -> list[_Bundle]:
+WORTH = 0.05
+"""A common beginning of all samples is shared where this leaves out such a share of positions: what
+stands behind a context costs a mask in attention."""
+
+
+def _frame(samples: Sequence[Sample]) -> int:
+    """Tokens that all samples begin with, where it pays to compute them once; else 0."""
+    if len(samples) < 2:
+        return 0
+    shared = _common_prefix(samples)
+    saved = shared * (len(samples) - 1)
+    return shared if saved >= WORTH * sum(map(_length, samples)) else 0
+
+
+def _bundles(
+    samples: Sequence[Sample], max_tokens: int, frame: int, share_prompts: bool
+) -> list[_Bundle]:
     """The samples behind their groups' prompts; a group above max_tokens in several bundles."""
+    if not share_prompts:
+        return [_Bundle([sample], 0) for sample in samples]
     groups: dict[int, list[Sample]] = {}
     for index, sample in enumerate(samples):
         # samples of their own get keys that no group has
         groups.setdefault(-1 - index if sample.group is None else sample.group, []).append(sample)
     bundles = []
     for group in groups.values():
-        shared = _common_prefix(group)
-        if shared == 0:
-            bundles += [_Bundle([sample], 0) for sample in group]
-            continue
+        shared = _common_prefix(group) if len(group) > 1 else frame
         rests = [_length(sample) - shared for sample in group]
         for members in fill_bins(rests, max_tokens - shared):
             bundles.append(_Bundle([group[i] for i in members], shared))
     return bundles
 
 
-def _common_prefix(group: Sequence[Sample]) -> int:
-    """Tokens that all samples begin with, short of the first trained one.
-
-    0 where the samples' contexts differ (a workflow may vary the prompt within its group).
-    """
-    if len(group) == 1:
-        return 0
-    shared = min(sample.trained[0] for sample in group)
-    first = list(group[0].tokens[:shared])
-    return shared if all(list(s.tokens[:shared]) == first for s in group) else 0
+def _common_prefix(samples: Sequence[Sample]) -> int:
+    """Tokens that all samples begin with, short of the first trained one."""
+    shortest = min(sample.trained[0] for sample in samples)
+    beginnings = [list(sample.tokens[:shortest]) for sample in samples]
+    first, last = min(beginnings), max(beginnings)  # what lies between begins as these two do
+    return next((i for i in range(shortest) if first[i] != last[i]), shortest)
 
 
-def _pack(bundles: Sequence[_Bundle]) -> MicroBatch:
-    ids: list[int] = []
+def _pack(bundles: Sequence[_Bundle], frame: int) -> MicroBatch:
+    ids: list[int] = list(bundles[0].samples[0].tokens[:frame])
     source: list[int] = []
-    segments: list[Segment] = []
+    segments: list[Segment] = [Segment(frame)] if frame else []
     samples: list[Sample] = []
     for group, shared in bundles:
-        context = (len(ids), shared)
-        if shared:
-            ids.extend(group[0].tokens[:shared])
-            segments.append(Segment(shared))
+        prompt = range(len(ids), len(ids) + shared - frame)
+        context = tuple(part for part in (range(frame), prompt) if part)
+        if prompt:
+            ids.extend(group[0].tokens[frame:shared])
+            segments.append(Segment(len(prompt), context[:-1]))
         for sample in group:
-            # position i of the sample, from `shared` on, stands at own + i; before, at context + i
-            own, length = len(ids) - shared, _length(sample)
-            ids.extend(sample.tokens[shared:length])
-            if length > shared:
-                segments.append(Segment(length - shared, context))
-            source.extend((own if i > shared else context[0]) + i - 1 for i in sample.trained)
+            own = len(ids) - shared
+            ids.extend(sample.tokens[shared : _length(sample)])
+            if _length(sample) > shared:
+                segments.append(Segment(_length(sample) - shared, context))
+            # where the token before each trained one stands
+            place = [*range(frame), *prompt] if sample.trained[0] <= shared else []
+            source.extend(own + i - 1 if i > shared else place[i - 1] for i in sample.trained)
             samples.append(sample)
     return _micro_batch(torch.tensor([ids]), source, samples, pack(segments))
 

@@ -1,9 +1,10 @@
 """Sequences side by side in one row without padding, and what attention has to know of them.
 
-A packed row is made of segments. A segment is a whole sequence, or what follows a context: the
-prompt of a group stands in the row once, and each answer is a segment behind it. Everything but
-attention treats all positions alike. Attention takes the segments in blocks of similar length: one
-batched product each, padded inside itself alone (no [L, L] mask over the whole row).
+A packed row is made of segments. A segment is a whole sequence, or what follows a context that
+other segments of the row hold: the prompt of a group stands in the row once, and each answer is a
+segment behind it. Everything but attention treats all positions alike. Attention takes the
+segments in blocks of similar length: one batched product each, padded inside itself alone (no
+[L, L] mask over the whole row).
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from torch import Tensor
 
 
 class Segment(NamedTuple):
-    """length: its positions in the row, at least 1. context: [start, length] in the row of what
-    stands before it; a length of 0 is a sequence of its own."""
+    """length: its positions in the row, at least 1. context: the positions of the row that stand
+    before it, in their order; none is a sequence of its own."""
 
     length: int
-    context: tuple[int, int] = (0, 0)
+    context: tuple[range, ...] = ()
+
+    @property
+    def start(self) -> int:
+        """The place of its first token in its own sequence."""
+        return sum(map(len, self.context))
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Block:
 
     queries: [s, Q] int64 into the packed row, padded on the right. keys: [s, K] int64: the
     context, padded on the left to K - Q, then what queries holds. Query q stands at K - Q + q.
-    Padding repeats a segment's first position. mask: [s, 1, Q, K] bool, True where a query sees a
+    What pads is any position. mask: [s, 1, Q, K] bool, True where a query sees a
     key; None where it is plainly causal.
     """
 
@@ -66,14 +72,13 @@ def pack(segments: Sequence[Segment]) -> Packing:
     """The layout of a row that consists of these segments in this order."""
     lengths = [segment.length for segment in segments]
     starts = [0, *accumulate(lengths)]
-    position_ids = torch.cat([torch.arange(s.length) + s.context[1] for s in segments])
+    position_ids = torch.cat([torch.arange(s.length) + s.start for s in segments])
     order = torch.empty(starts[-1], dtype=torch.int64)
     blocks, done = [], 0
     for members in _alike(segments):
         start = torch.tensor([starts[i] for i in members])
         length = torch.tensor([lengths[i] for i in members])
-        context = torch.tensor([segments[i].context for i in members])
-        block = _block(start, length, context)
+        block = _block(start, length, [segments[i] for i in members])
         here = done + torch.arange(block.queries.numel()).view_as(block.queries)
         real = torch.arange(block.queries.shape[1]) < length[:, None]
         order[block.queries[real]] = here[real]
@@ -88,14 +93,12 @@ def _alike(segments: Sequence[Segment]) -> list[list[int]]:
     Halving keeps the blocks few (each costs its own calls) and their padding small beside what the
     rest of the model saves. Segments with a context need a mask, so they stay among themselves.
     """
-    order = sorted(
-        range(len(segments)), key=lambda i: (segments[i].context[1] > 0, -segments[i].length)
-    )
+    order = sorted(range(len(segments)), key=lambda i: (segments[i].start > 0, -segments[i].length))
     groups: list[list[int]] = []
     for index in order:
         if groups:
             first = segments[groups[-1][0]]
-            same_kind = (first.context[1] > 0) == (segments[index].context[1] > 0)
+            same_kind = (first.start > 0) == (segments[index].start > 0)
             if same_kind and 2 * segments[index].length >= first.length:
                 groups[-1].append(index)
                 continue
@@ -103,16 +106,19 @@ def _alike(segments: Sequence[Segment]) -> list[list[int]]:
     return groups
 
 
-def _block(start: Tensor, length: Tensor, context: Tensor) -> Block:
-    """start, length: [s]; context: [s, 2], where it starts and how long it is."""
-    width, before = int(length.max()), int(context[:, 1].max())
+def _block(start: Tensor, length: Tensor, segments: Sequence[Segment]) -> Block:
+    """start, length: [s], of these segments in the row."""
+    width, before = int(length.max()), max(segment.start for segment in segments)
     column = torch.arange(width)
     queries = start[:, None] + column * (column < length[:, None])
     if before == 0:
         return Block(queries, queries, None)
-    column = torch.arange(before) - (before - context[:, 1:])
-    keys = torch.cat([context[:, :1] + column.clamp(min=0), queries], dim=1)
-    own = torch.ones(len(start), width, dtype=torch.bool)
-    seen = torch.cat([column >= 0, own], dim=1)[:, None, :]
+    contexts = torch.zeros(len(segments), before, dtype=torch.int64)
+    for row, segment in enumerate(segments):
+        flat = [position for positions in segment.context for position in positions]
+        contexts[row, before - len(flat) :] = torch.tensor(flat)
+    keys = torch.cat([contexts, queries], dim=1)
+    first = torch.tensor([before - segment.start for segment in segments])
+    seen = torch.arange(before + width) >= first[:, None]
     causal = torch.ones(width, before + width, dtype=torch.bool).tril(before)
-    return Block(queries, keys, (seen & causal)[:, None])
+    return Block(queries, keys, (seen[:, None] & causal)[:, None])

@@ -33,12 +33,16 @@ from arealite.training.policy import Policy
 LOSS = algorithm().loss
 
 
-def groups(sizes: list[int], seed: int = 0, shortest: int = 2, longest: int = 9) -> list[Sample]:
-    """Groups of samples behind one prompt each; -1 is a sample of its own."""
+def groups(
+    sizes: list[int], seed: int = 0, shortest: int = 2, longest: int = 9, frame: int = 0
+) -> list[Sample]:
+    """Groups of samples behind one prompt each; -1 is a sample of its own; a beginning of all."""
     rng = random.Random(seed)
+    beginning = [rng.randrange(VOCABULARY) for _ in range(frame)]
     samples = []
     for number, size in enumerate(sizes):
-        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12))]
+        own = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12))]
+        prompt = [*beginning, *own]
         for _ in range(abs(size)):
             answer = [rng.randrange(VOCABULARY) for _ in range(rng.randint(shortest, longest))]
             trained = range(len(prompt), len(prompt) + len(answer))
@@ -96,10 +100,12 @@ def of_family(family: str) -> Any:
     return AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
 
 
-@pytest.mark.parametrize("budget", [40, 150, 10**6])
+@pytest.mark.parametrize(("budget", "frame"), [(40, 0), (150, 7), (10**6, 0), (10**6, 7)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_and_padded_give_the_same_loss_and_gradients(family: str, budget: int) -> None:
-    samples = groups([5, 4, -1, 6, 1], seed=3)
+def test_packed_and_padded_give_the_same_loss_and_gradients(
+    family: str, budget: int, frame: int
+) -> None:
+    samples = groups([5, 4, -1, 6, 1], seed=3, frame=frame)
     padded = loss_and_gradient(of_family(family), samples, budget, packed=False)
     for share in (False, True):
         model = of_family(family)
@@ -116,11 +122,12 @@ def test_packed_and_padded_give_the_same_loss_and_gradients(family: str, budget:
     budget=st.sampled_from([1, 25, 80, 10**6]),
     packed=st.booleans(),
     share=st.booleans(),
+    frame=st.sampled_from([0, 5]),
 )
 def test_every_token_once_and_within_the_budget(
-    sizes: list[int], seed: int, budget: int, packed: bool, share: bool
+    sizes: list[int], seed: int, budget: int, packed: bool, share: bool, frame: int
 ) -> None:
-    samples = groups(sizes, seed)
+    samples = groups(sizes, seed, frame=frame)
     seen = []
     for micro in micro_batches(samples, budget, packed, share):
         n_samples = len(set(micro.sequence.tolist()))
@@ -151,15 +158,15 @@ def test_a_prompt_of_many_samples_is_computed_once() -> None:
     samples = [
         Sample([*prompt, *a], range(10, 10 + len(a)), [0.0] * len(a), 1.0, group=7) for a in answers
     ]
+    samples.append(Sample([60, 61], [1], [0.0], 1.0))
     (micro,) = micro_batches(samples, 1000, True, True)
     assert micro.packing is not None
-    assert micro.input_ids.tolist() == [
-        [*prompt, 20, 21, 22]
-    ]  # an answer's last token predicts none
-    assert micro.packing.position_ids.tolist() == [[*range(10), 10, 10, 10]]
+    # an answer's last token predicts nothing
+    assert micro.input_ids.tolist() == [[*prompt, 20, 21, 22, 60]]
+    assert micro.packing.position_ids.tolist() == [[*range(10), 10, 10, 10, 0]]
     # the prompt's last token predicts every answer's first one
-    assert micro.source.tolist() == [9, 10, 9, 11, 9, 12, 9]
-    assert micro.targets.tolist() == [20, 30, 21, 31, 22, 32, 50]
+    assert micro.source.tolist() == [9, 10, 9, 11, 9, 12, 9, 13]
+    assert micro.targets.tolist() == [20, 30, 21, 31, 22, 32, 50, 61]
 
 
 def test_a_group_above_the_budget_repeats_its_prompt() -> None:
@@ -170,7 +177,27 @@ def test_a_group_above_the_budget_repeats_its_prompt() -> None:
     assert all(m.input_ids[0, :prompt].tolist() == samples[0].tokens[:prompt] for m in pieces)
 
 
-def test_a_workflow_that_varies_the_prompt_shares_nothing() -> None:
+def test_what_all_samples_begin_with_is_computed_once() -> None:
+    system, prompts = [7, 8, 9], [[10, 11], [20, 21], [30]]
+    samples = [
+        Sample([*system, *p, 40 + i, 50 + i], [len(p) + 3, len(p) + 4], [0.0] * 2, 1.0)
+        for i, p in enumerate(prompts)
+    ]
+    samples[1:1] = [replace(samples[0], group=5)] * 2
+    (micro,) = micro_batches(samples, 1000, True, True)
+    assert micro.packing is not None
+    ids, places = micro.input_ids[0].tolist(), micro.packing.position_ids[0].tolist()
+    assert sorted(zip(places[3:], ids[3:], strict=True)) == [
+        *[(3, 10)] * 2, (3, 20), (3, 30), *[(4, 11)] * 2, (4, 21), (4, 42), *[(5, 40)] * 3, (5, 41),
+    ]  # fmt: skip
+    assert (ids[:3], places[:3]) == (system, [0, 1, 2])
+    long = [*range(9), *[1] * 99]
+    barely = [replace(s, tokens=[*s.tokens, *long], trained=[99], behave=[0.0]) for s in samples]
+    # 3 of 99 tokens are not worth a mask; the group's two samples are the same all through
+    assert positions(barely, 10**6, True, True) == 4 * 99
+
+
+def test_a_workflow_that_varies_the_prompt_shares_what_is_left() -> None:
     samples = groups([4])
     samples[2] = replace(samples[2], tokens=[60 - t for t in samples[2].tokens])
     assert positions(samples, 1000, True, True) == positions(samples, 1000, True, False)

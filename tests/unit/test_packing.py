@@ -20,33 +20,32 @@ MODULE: Any = SimpleNamespace(is_causal=True, num_key_value_groups=HEADS // KV_H
 
 
 def row(seed: int) -> list[Segment]:
-    """Prompts with answers behind them, and sequences of their own."""
+    """A beginning of all, prompts with answers behind them, and sequences of their own."""
     rng = random.Random(seed)
-    segments: list[Segment] = []
+    frame = rng.choice([0, 4])
+    segments = [Segment(frame)] if frame else []
+    behind = (range(frame),) if frame else ()
     for _ in range(rng.randint(1, 4)):
         start, prompt = sum(s.length for s in segments), rng.randint(1, 9)
-        segments.append(Segment(prompt))
-        segments += [
-            Segment(rng.randint(1, 12), (start, prompt)) for _ in range(rng.choice([0, 0, 1, 3]))
-        ]
+        before = rng.choice([behind, ()])
+        segments.append(Segment(prompt, before))
+        context = (*before, range(start, start + prompt))
+        segments += [Segment(rng.randint(1, 12), context) for _ in range(rng.choice([0, 0, 1, 3]))]
     return segments
 
 
 def reference(segments: list[Segment], window: int | None) -> tuple[Tensor, Tensor]:
     """([L, L] bool, who sees whom; [L] positions), one pair at a time."""
-    places: list[tuple[int, int, int]] = []  # segment, position, index of the segment's start
-    for number, segment in enumerate(segments):
-        start = len(places)
-        places += [(number, segment.context[1] + i, start) for i in range(segment.length)]
-    seen = torch.zeros(len(places), len(places), dtype=torch.bool)
-    for q, (number, position, _) in enumerate(places):
-        before, length = segments[number].context
-        for k, (other, other_position, _) in enumerate(places):
-            is_own = other == number and other_position <= position
-            is_context = before <= k < before + length
-            near = window is None or position - other_position < window
-            seen[q, k] = (is_own or is_context) and near
-    return seen, torch.tensor([position for _, position, _ in places])
+    sequences: list[list[int]] = []  # for each token the positions of the row that lead to it
+    for segment in segments:
+        sequence = [position for part in segment.context for position in part]
+        for _ in range(segment.length):
+            sequence = [*sequence, len(sequences)]
+            sequences.append(sequence)
+    seen = torch.zeros(len(sequences), len(sequences), dtype=torch.bool)
+    for query, sequence in enumerate(sequences):
+        seen[query, sequence[0 if window is None else -window :]] = True
+    return seen, torch.tensor([len(sequence) - 1 for sequence in sequences])
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +85,10 @@ def test_without_a_packing_it_is_plainly_causal(window: int | None) -> None:
 
 
 def test_blocks_hold_what_is_alike() -> None:
-    segments = [Segment(n) for n in (16, 3, 8, 7, 4)] + [Segment(9, (0, 16)), Segment(2, (16, 3))]
+    segments = [Segment(n) for n in (16, 3, 8, 7, 4)] + [
+        Segment(9, (range(16),)),
+        Segment(2, (range(4), range(16, 19))),
+    ]
     shapes = [tuple(block.keys.shape) for block in pack(segments).blocks]
-    assert shapes == [(2, 16), (2, 7), (1, 3), (1, 9 + 16), (1, 2 + 3)]
+    assert shapes == [(2, 16), (2, 7), (1, 3), (1, 9 + 16), (1, 2 + 7)]
     assert [block.mask is None for block in pack(segments).blocks] == [True] * 3 + [False] * 2

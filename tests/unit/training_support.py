@@ -71,7 +71,7 @@ def config_for(max_tokens: int = 4096, minibatches: int = 1, **optimizer: Any) -
         ppo_n_minibatches=minibatches,
         optimizer=OptimizerConfig(**({"lr": 1e-2} | optimizer)),
     )
-    return replace(Config(), actor=actor)
+    return replace(Config(), experiment_name="unit", actor=actor)
 
 
 def algorithm(max_new_tokens: int = 256, **actor: Any) -> PolicyGradient:
