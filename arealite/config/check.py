@@ -70,6 +70,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
         "actor.sapo_tau_neg": config.actor.sapo_tau_neg,
         "actor.optimizer.eps": config.actor.optimizer.eps,
+        "actor.optimizer.lr_scheduler_power": config.actor.optimizer.lr_scheduler_power,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
@@ -122,9 +123,15 @@ def _ranges(config: Config) -> Iterator[Broken]:
     for key, share in shares.items():
         if not 0 <= share <= 1:
             yield key, f"it is {share}, it must lie between 0 and 1"
-    for key, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
+    for key in ("beta1", "beta2", "momentum"):
+        beta = getattr(optimizer, key)
         if not 0 <= beta < 1:
             yield f"actor.optimizer.{key}", f"it is {beta}, it must be at least 0 and below 1"
+    if optimizer.type != "sgd" and optimizer.momentum > 0:
+        yield (
+            "actor.optimizer.momentum",
+            "actor.optimizer.type: adamw has beta1 for it; set that, or leave it out",
+        )
     if config.rollout.max_head_offpolicyness < 0:
         yield "rollout.max_head_offpolicyness", "it is negative; 0 is the synchronous run"
 

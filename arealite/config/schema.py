@@ -47,19 +47,24 @@ class MicroBatchSpec:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    type: Literal["adamw", "sgd"] = opt("adamw", "AdamW, or SGD: no second moment, less memory")
     lr: float = opt(1e-5, "peak learning rate")
-    weight_decay: float = opt(0.0, "decoupled weight decay; not applied to vectors")
-    beta1: float = opt(0.9, "decay of the first moment")
-    beta2: float = opt(0.999, "decay of the second moment")
-    eps: float = opt(1e-8, "added to the root of the second moment")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = opt(
+    weight_decay: float = opt(
+        0.0, "not applied to vectors; decoupled (adamw), or added to the gradient (sgd)"
+    )
+    beta1: float = opt(0.9, "decay of the first moment (adamw)")
+    beta2: float = opt(0.999, "decay of the second moment (adamw)")
+    eps: float = opt(1e-8, "added to the root of the second moment (adamw)")
+    momentum: float = opt(0.0, "share of the last step that is taken again (sgd)")
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "polynomial"] = opt(
         "constant", "shape of the learning rate after warm-up"
     )
+    lr_scheduler_power: float = opt(2.0, "power of the polynomial; 1 would be linear")
     warmup_steps: int | None = opt(None, "updates of linear warm-up; null: by the proportion")
     warmup_steps_proportion: float = opt(0.0, "warm-up as a share of all updates")
-    min_lr_ratio: float = opt(0.0, "where linear and cosine end, as a share of lr")
+    min_lr_ratio: float = opt(0.0, "where all but constant end, as a share of lr")
     gradient_clipping: float = opt(1.0, "largest global gradient norm; 0: no clipping")
 
 

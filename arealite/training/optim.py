@@ -1,4 +1,4 @@
-"""AdamW and the learning rate as a pure function of the update's number."""
+"""Optimizers, and the learning rate as a pure function of the update's number."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from arealite.config import OptimizerConfig
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
     """The rate of update number `update` (from 0) out of `total`.
 
-    Linear warm-up to config.lr, then constant, linear or cosine down to min_lr_ratio * lr at the
-    last update.
+    Linear warm-up to config.lr, then constant, or down to min_lr_ratio * lr at the last update:
+    with p the share of the way and f that ratio, f + (1 - f) s(p) times lr, where s is 1 - p
+    (linear), (1 + cos(pi p)) / 2 (cosine) or (1 - p)^power (polynomial).
     """
     warmup = config.warmup_steps
     if warmup is None:
@@ -24,31 +25,36 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
     if update < warmup:
         return config.lr * (update + 1) / warmup
     progress = min((update - warmup) / max(total - 1 - warmup, 1), 1.0)
-    floor = config.min_lr_ratio
-    if config.lr_scheduler_type == "linear":
-        return config.lr * (1.0 - (1.0 - floor) * progress)
-    if config.lr_scheduler_type == "cosine":
-        return config.lr * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return config.lr
+    kind, shape = config.lr_scheduler_type, 1.0
+    if kind == "linear":
+        shape = 1.0 - progress
+    elif kind == "cosine":
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif kind == "polynomial":
+        shape = float((1.0 - progress) ** config.lr_scheduler_power)
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
 
-def build_optimizer(masters: MasterWeights, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over masters.parameters; weight decay touches matrices only, never norms and biases.
+def build_optimizer(masters: MasterWeights, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over masters.parameters.
+
+    Weight decay touches matrices only, never norms and biases. It is decoupled in AdamW; in SGD it
+    is part of the gradient, and so of the momentum.
 
     A step also brings the model's own weights up to date.
     """
     matrices = [p for p in masters.parameters if p.ndim >= 2]
     vectors = [p for p in masters.parameters if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer
+    if config.type == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    else:
+        betas = (config.beta1, config.beta2)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     optimizer.register_step_post_hook(lambda *_: masters.return_weights())
     return optimizer
 

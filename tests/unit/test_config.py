@@ -422,6 +422,8 @@ def test_what_is_written_loads_again_as_the_same(base: Path, tmp_path: Path) -> 
         (["actor.eps_clip=1.5"], "actor.eps_clip", "between 0 and 1"),
         (["actor.optimizer.beta1=-0.1"], "actor.optimizer.beta1", "below 1"),
         (["actor.optimizer.beta2=1"], "actor.optimizer.beta2", "below 1"),
+        (["actor.optimizer.momentum=0.9"], "actor.optimizer.momentum", "beta1"),
+        (["actor.optimizer.lr_scheduler_power=0"], "actor.optimizer.lr_scheduler_power", "above 0"),
         (["actor.optimizer.eps=0"], "actor.optimizer.eps", "above 0"),
         (["seed=-1"], "seed", "at least 0"),
         (["seed=9223372036854775808"], "seed", "below 2**63"),

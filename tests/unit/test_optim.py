@@ -40,6 +40,16 @@ def test_cosine_by_hand() -> None:
     )
 
 
+def test_polynomial_by_hand() -> None:
+    # squares of 1, 3/4, 1/2, 1/4, 0
+    assert _rates(5, lr_scheduler_type="polynomial") == pytest.approx(
+        [1.0, 9 / 16, 0.25, 1 / 16, 0.0]
+    )
+    assert _rates(
+        3, lr_scheduler_type="polynomial", lr_scheduler_power=1.0, min_lr_ratio=0.2
+    ) == pytest.approx([1.0, 0.6, 0.2])
+
+
 def test_warm_up_climbs_to_the_peak_and_never_starts_at_zero() -> None:
     assert _rates(6, warmup_steps=4) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
     assert _rates(7, warmup_steps=2, lr_scheduler_type="linear") == pytest.approx(
@@ -53,7 +63,7 @@ def test_warm_up_as_a_share() -> None:
     assert _rates(10, warmup_steps=0, warmup_steps_proportion=0.5) == [1.0] * 10
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "polynomial"])
 def test_updates_past_the_end_stay_at_the_last_rate(kind: str) -> None:
     config = OptimizerConfig(lr=2.0, lr_scheduler_type=kind, min_lr_ratio=0.1)  # type: ignore[arg-type]
     assert learning_rate(config, 30, 10) == pytest.approx(learning_rate(config, 9, 10))
@@ -69,6 +79,24 @@ def test_decay_touches_matrices_only() -> None:
     assert all(p.ndim >= 2 for p in matrices["params"])
     assert all(p.ndim < 2 for p in vectors["params"])
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(model.parameters()))
+
+
+def test_two_sgd_updates_by_hand() -> None:
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+        layer.bias.fill_(1.0)
+    config = OptimizerConfig(type="sgd", lr=0.1, momentum=0.5, weight_decay=0.5)
+    optimizer = build_optimizer(MasterWeights(layer.parameters()), config)
+    expected = [
+        # matrix: 3 + 0.5 * 2 = 4, then 3 + 0.5 * 1.6 + 0.5 * 4 = 5.8; vector: 3, then 3 + 0.5 * 3
+        (1.6, 0.7),
+        (1.02, 0.25),
+    ]
+    for weight, bias in expected:
+        layer.weight.grad, layer.bias.grad = torch.full((1, 1), 3.0), torch.full((1,), 3.0)
+        optimizer.step()
+        assert (layer.weight.item(), layer.bias.item()) == pytest.approx((weight, bias))
 
 
 def test_one_adamw_update_by_hand() -> None:
