@@ -1,6 +1,6 @@
 """Speed of the training step: against a bare PyTorch loop, and packed against padded.
 
-    python benchmarks/training_step.py [--rounds 5] [--threads 1] [--out FILE.json]
+    python benchmarks/training_step.py [--rounds 5] [--threads 1] [--out FOLDER]
 
 All ways train one model (a Qwen2 of the demo's shape unless --hidden and --layers say otherwise) on
 the same samples, in turn, so that a machine whose speed drifts slows all of them. Seconds are the
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from saving import save
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from arealite.config import ActorConfig, Config, MicroBatchSpec, OptimizerConfig
@@ -145,6 +146,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "padding_as_given": round(1 - tokens / sum(m.input_ids.numel() for m in given), 3),
         "tokens_per_cpu_s": {name: round(statistics.median(of)) for name, of in rates.items()},
         **{f"packed/{other}": ratio("packed", other) for other in ways if other != "packed"},
+        "bare/bare_padded": ratio("bare", "bare_padded"),
     }
 
 
@@ -158,15 +160,13 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for training-step-<date>.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    folder = options.__dict__.pop("out")
     result = {"torch": torch.__version__, **vars(options), **measure(options)}
-    result.pop("out")
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    print(json.dumps(result, indent=1))
+    save(folder, "training-step", result)
 
 
 if __name__ == "__main__":

@@ -87,11 +87,15 @@ def pack(segments: Sequence[Segment]) -> Packing:
     return Packing(position_ids[None], tuple(blocks), order)
 
 
-def _alike(segments: Sequence[Segment]) -> list[list[int]]:
-    """Indices in groups within which no segment is shorter than half the longest.
+ALIKE = 0.75
+"""A block's shortest segment, as a share of its longest; 16 positions less is always alike."""
 
-    Halving keeps the blocks few (each costs its own calls) and their padding small beside what the
-    rest of the model saves. Segments with a context need a mask, so they stay among themselves.
+
+def _alike(segments: Sequence[Segment]) -> list[list[int]]:
+    """Indices in groups within which no segment is much shorter than the longest.
+
+    More blocks cost more calls, fewer more padding. Segments with a context need a mask, so they
+    stay among themselves.
     """
     order = sorted(range(len(segments)), key=lambda i: (segments[i].start > 0, -segments[i].length))
     groups: list[list[int]] = []
@@ -99,7 +103,7 @@ def _alike(segments: Sequence[Segment]) -> list[list[int]]:
         if groups:
             first = segments[groups[-1][0]]
             same_kind = (first.start > 0) == (segments[index].start > 0)
-            if same_kind and 2 * segments[index].length >= first.length:
+            if same_kind and segments[index].length >= min(ALIKE * first.length, first.length - 16):
                 groups[-1].append(index)
                 continue
         groups.append([index])

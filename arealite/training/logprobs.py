@@ -33,7 +33,7 @@ def token_logprobs(
     everything = torch.log_softmax(logits, dim=-1)
     chosen = everything.gather(1, batch.targets[:, None]).squeeze(1)
     with torch.no_grad():
-        entropy = -(everything.exp() * everything).sum(-1)
+        entropy = -everything.exp().mul_(everything).sum(-1)
     return chosen, entropy
 
 
@@ -66,7 +66,8 @@ def use_packing(model: Any) -> bool:
     """
     text, former = model.config.get_text_config(), model.config._attn_implementation
     kinds = set(getattr(text, "layer_types", None) or ())
-    if not kinds <= {"full_attention", "sliding_attention"}:
+    known = kinds <= {"full_attention", "sliding_attention"}
+    if not known or not hasattr(model, "set_attn_implementation"):
         return False
     try:
         whole = _probe(model, packed=False)

@@ -85,10 +85,11 @@ def test_without_a_packing_it_is_plainly_causal(window: int | None) -> None:
 
 
 def test_blocks_hold_what_is_alike() -> None:
-    segments = [Segment(n) for n in (16, 3, 8, 7, 4)] + [
-        Segment(9, (range(16),)),
-        Segment(2, (range(4), range(16, 19))),
-    ]
-    shapes = [tuple(block.keys.shape) for block in pack(segments).blocks]
-    assert shapes == [(2, 16), (2, 7), (1, 3), (1, 9 + 16), (1, 2 + 7)]
-    assert [block.mask is None for block in pack(segments).blocks] == [True] * 3 + [False] * 2
+    lengths = (80, 60, 59, 43, 42, 3)  # three quarters of the longest, or sixteen less
+    segments = [Segment(n) for n in lengths]
+    segments += [Segment(9, (range(16),)), Segment(2, (range(4), range(80, 83)))]
+    blocks = pack(segments).blocks
+    shapes = [tuple(block.keys.shape) for block in blocks]
+    assert shapes == [(2, 80), (2, 59), (1, 42), (1, 3), (2, 9 + 16)]
+    assert [block.mask is None for block in blocks] == [True] * 4 + [False]
+    assert blocks[-1].keys[1, 9:18].tolist() == [0, 1, 2, 3, 80, 81, 82, 296, 297]
