@@ -127,10 +127,10 @@ def test_a_server_that_loads_other_weights_is_quarantined_and_without_another_th
             await engine.wait_ready(60.0)
             post, wrong = engine._transport.post, {addresses[0]}
 
-            async def injected(to: Any, path: str, body: Mapping[str, Any]) -> Any:
+            async def injected(to: Any, path: str, body: Mapping[str, Any], **how: Any) -> Any:
                 if path == "/update_weights_from_disk" and to.address in wrong:
                     body = {**body, "model_path": str(folders["qwen2"])}
-                return await post(to, path, body)
+                return await post(to, path, body, **how)
 
             engine._transport.post = injected  # type: ignore[method-assign]
             update = WeightUpdate(1, str(folders["new"]), make_probe(new_model, VOCAB))
