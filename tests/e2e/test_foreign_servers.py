@@ -157,7 +157,7 @@ def test_it_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         "import sys, os, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from test_launch_servers import SERVER, plan_of, told\n"
+        "from test_foreign_servers import SERVER, plan_of, told\n"
         "from arealite.launch.local import Supervisor\n"
         "folder = Path(sys.argv[1])\n"
         "with Supervisor(plan_of(folder, SERVER), 5.0) as supervisor:\n"
