@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from arealite.errors import CheckpointError
 
 TRAINER = "trainer.safetensors"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def trainer_tensors(
         if master is not weights[name]:
             yield f"master/{name}", master
         for moment, value in optimizer.state.get(master, {}).items():
-            yield f"{moment}/{name}", value
+            if isinstance(value, Tensor):  # SGD without momentum has None
+                yield f"{moment}/{name}", value
     yield "random/cpu", torch.get_rng_state()
     for index, state in enumerate(torch.cuda.get_rng_state_all()):
         yield f"random/cuda{index}", state
