@@ -14,10 +14,10 @@ from arealite.launch.attempts import Attempts
 from arealite.launch.facts import gather
 from arealite.launch.inputs import check_code, require
 from arealite.launch.local import Supervisor
-from arealite.launch.output import show
 from arealite.launch.plan import Plan, make_plan
 from arealite.processes import follow_parent
 from arealite.telemetry.lock import claimed
+from arealite.telemetry.output import show
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
 

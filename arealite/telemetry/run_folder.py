@@ -44,6 +44,22 @@ class RunFolder:
                 raise ConfigError(f"{key} is {name!r}, it must be the name of one folder")
         return cls(Path(fileroot).expanduser() / experiment_name / trial_name)
 
+    @classmethod
+    def existing(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started. Raises ConfigError where there is none."""
+        folder = cls(Path(path).expanduser())
+        if folder.status.exists() or folder.metrics.exists():
+            return folder
+        if not folder.path.is_dir():
+            raise ConfigError(f"{path} is not a folder; give a run folder, as runs/NAME/trial0")
+        trials = sorted(found.parent.name for found in folder.path.glob("*/status.json"))
+        hint = (
+            f"give one of those in it: {', '.join(trials[:5])}"
+            if trials
+            else ("give a run folder, as runs/NAME/trial0")
+        )
+        raise ConfigError(f"{path} holds no run, neither status.json nor metrics.jsonl; {hint}")
+
     @property
     def experiment(self) -> str:
         return self.path.absolute().parent.name

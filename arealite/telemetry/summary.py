@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from typing import Any
 
 from arealite.telemetry.metrics import load_metrics, series
-from arealite.telemetry.run_folder import RunFolder, read_lines
+from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.samples import Sample, judged, most_gained
 from arealite.telemetry.status import read_status
 from arealite.telemetry.view import View, clean, number, seconds, short
 
 _WIDTH = 100
 _TEXT = 600
 _SAMPLES = 2
-
-Row = Mapping[str, Any]
 
 
 def summarise(run_folder: RunFolder) -> str:
@@ -87,68 +84,23 @@ def _figures(view: View) -> list[str]:
 
 def _samples(run_folder: RunFolder) -> list[str]:
     """Two held-out rows, as they were answered at the first and the last evaluation."""
-    first, last = _judged(run_folder)
-    if not first:
-        return []
+    first, last = judged(run_folder)
     if not last:
         rows = sorted(first.items())[:_SAMPLES]
         return [line for name, row in rows for line in ["", f"row {name[1]}", *_answer(row)]]
-
-    def gain(name: tuple[str, str]) -> tuple[float, int, tuple[str, str]]:
-        """Most gained first; of those the shortest, since it will be read."""
-        before, after = _first_sample(first[name]), _first_sample(last[name])
-        length = len(str(before.get("text"))) + len(str(after.get("text")))
-        return _reward(before) - _reward(after), length, name
-
     lines = []
-    for name in sorted(first.keys() & last.keys(), key=gain)[:_SAMPLES]:
+    for name in most_gained(first, last, _SAMPLES):
         lines += ["", clean(f"held-out row {name[1]}")[:_WIDTH]]
-        prompt = last[name].get("prompt")
+        prompt = last[name].episode.get("prompt")
         if prompt:
             lines += _text("asked", str(prompt))
         lines += _answer(first[name]) + _answer(last[name])
     return lines
 
 
-def _judged(run_folder: RunFolder) -> tuple[dict[tuple[str, str], Row], ...]:
-    """(set, sample id) -> the line, at the first and at the last evaluated version.
-
-    One pass that holds two versions at most, since the file may be long.
-    """
-    first: dict[tuple[str, str], Row] = {}
-    last: dict[tuple[str, str], Row] = {}
-    low = high = None
-    for line in read_lines(run_folder.transcripts, containing=b'"fate":"evaluated"'):
-        version = line.get("version")
-        if line.get("fate") != "evaluated" or type(version) is not int or not _first_sample(line):
-            continue
-        name = (str(line.get("dataset", "")), str(line.get("sample_id")))
-        if low is None or version < low:
-            low, first = version, {}
-        if high is None or version > high:
-            high, last = version, {}
-        if version == low:
-            first[name] = line
-        if version == high:
-            last[name] = line
-    return first, last if high != low else {}
-
-
-def _first_sample(line: Row) -> Row:
-    """The first trajectory: of several samples of a row none is picked for its reward."""
-    found = line.get("trajectories")
-    usable = isinstance(found, list) and found and isinstance(found[0], Mapping)
-    return found[0] if usable else {}  # type: ignore[index]
-
-
-def _reward(trajectory: Row) -> float:
-    return number(trajectory.get("reward")) or 0.0
-
-
-def _answer(line: Row) -> list[str]:
-    trajectory = _first_sample(line)
-    label = f"version {line['version']}, reward {_reward(trajectory):.2f}"
-    return _text(label, str(trajectory.get("text") or "(no text)"))
+def _answer(sample: Sample) -> list[str]:
+    label = f"version {sample.version}, reward {sample.reward or 0.0:.2f}"
+    return _text(label, sample.text or "(no text)")
 
 
 def _text(label: str, text: str) -> list[str]:

@@ -38,6 +38,16 @@ def clean(text: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
+def harmless(text: str) -> str:
+    """The same text with its lines, where all else that would steer a terminal is spelled out."""
+    lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
+    return "\n".join("".join(c if c.isprintable() else _spelled(c) for c in x) for x in lines)
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """One held-out set: the metric's key, the versions judged and the value of each."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def show(text: str) -> OSError | None:
-    """Prints at once; returns what hindered it. After that, later output goes nowhere."""
+    """Prints at once; returns what hindered it. After that, later output goes nowhere.
+
+    A character that the terminal's encoding lacks is shown as "?".
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         print(text, flush=True)
     except OSError as error:
