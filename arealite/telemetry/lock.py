@@ -36,6 +36,27 @@ def claimed(
         yield aside
 
 
+def is_claimed(folder: RunFolder) -> bool:
+    """Whether a run holds the folder now; also True where the file system cannot tell.
+
+    Asking takes the lock for an instant, in which a run that starts would be refused: ask only
+    where nothing else shows that the owner lives.
+    """
+    try:
+        descriptor = os.open(folder.path / NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(folder: RunFolder) -> int:
     folder.create()
     path = folder.path / NAME

@@ -114,12 +114,20 @@ class View:
         return max(0.0, left - max(0.0, self.now - times[-1])) if pace > 0 else None
 
     @property
+    def age_s(self) -> float | None:
+        """Seconds since the last heartbeat."""
+        written = number(self.status.get("time"))
+        return None if written is None else self.now - written
+
+    @property
+    def is_silent(self) -> bool:
+        """Without a heartbeat for long enough to mean a dead run, or one that still prepares."""
+        return not self.finished and (self.age_s is None or self.age_s >= _SILENT_S)
+
+    @property
     def silent_s(self) -> float | None:
         """Seconds without a heartbeat, once that is long enough to mean a dead run."""
-        written = number(self.status.get("time"))
-        if self.finished or written is None or self.now - written < _SILENT_S:
-            return None
-        return self.now - written
+        return self.age_s if self.is_silent and self.phase != "preparing" else None
 
     def last(self, key: str) -> float | None:
         """The newest value of a metric."""
