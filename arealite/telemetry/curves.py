@@ -15,12 +15,13 @@ from typing import Any
 
 from arealite.telemetry.metrics import evaluation_keys, load_metrics, series
 from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.view import clean
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777",
 )  # fmt: skip
 _SETS = (RED, GREEN, PURPLE, ORANGE)
-_PARTS = (
+PARTS = (
     ("wait_batch", "waiting for samples", SKY),
     ("annotate", "annotating", ORANGE),
     ("update", "updating", BLUE),
@@ -41,24 +42,7 @@ def draw_curves(run_folder: RunFolder, staleness_bound: float | None = None) -> 
     rows = load_metrics(run_folder.metrics)
     if not rows:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 8.8))
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{run_folder.experiment} / {run_folder.trial}", fontweight="bold", fontsize=14)
-    drawers: tuple[Drawer, ...] = (
-        _learning,
-        partial(_staleness, bound=staleness_bound),
-        _lengths,
-        _entropy,
-        _speeds,
-        _times,
-    )
-    for axes, draw in zip(figure.subplots(2, 3).flat, drawers, strict=True):
-        _style(axes)
-        _finish(axes, draw(axes, rows))
+    figure = curves_figure(f"{run_folder.experiment} / {run_folder.trial}", rows, staleness_bound)
     temporary = run_folder.curves.with_name(f".curves.{os.getpid()}.png")
     try:
         figure.savefig(temporary, dpi=110)
@@ -69,7 +53,41 @@ def draw_curves(run_folder: RunFolder, staleness_bound: float | None = None) -> 
     return run_folder.curves
 
 
-def _style(axes: Any) -> None:
+def curves_figure(title: str, rows: Rows, staleness_bound: float | None = None) -> Any:
+    """The six pictures of one run as a matplotlib Figure. staleness_bound: as in draw_curves."""
+    figure = new_figure(15, 8.8)
+    figure.suptitle(plain(title), fontweight="bold", fontsize=14)
+    drawers: tuple[Drawer, ...] = (
+        _learning,
+        partial(_staleness, bound=staleness_bound),
+        _lengths,
+        _entropy,
+        _speeds,
+        _times,
+    )
+    for axes, draw in zip(figure.subplots(2, 3).flat, drawers, strict=True):
+        style(axes)
+        _finish(axes, draw(axes, rows))
+    return figure
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib Figure of that many inches, without a display or global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(text: str) -> str:
+    """A name from outside as matplotlib shows it unchanged: a pair of $ would be a formula."""
+    return clean(text).replace("$", r"\$")
+
+
+def style(axes: Any) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(True, axis="y", color="#dddddd", linewidth=0.8)
@@ -92,7 +110,7 @@ def _finish(axes: Any, found: bool) -> None:
                     frameon=False, fontsize=9, columnspacing=1.4)  # fmt: skip
 
 
-def _title(axes: Any, what: str, good: str) -> None:
+def titled(axes: Any, what: str, good: str) -> None:
     axes.set_title(what, loc="left", fontweight="bold", fontsize=11, pad=20)
     axes.text(0, 1.02, good, transform=axes.transAxes, color=GREY, fontsize=9, va="bottom")
 
@@ -105,7 +123,7 @@ def _line(axes: Any, rows: Rows, key: str, label: str, **style: Any) -> bool:
     return bool(values)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """A running mean over about a twentieth of the run, centred, so that the trend shows."""
     half = max(1, len(values) // 40)
     cuts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
@@ -113,11 +131,11 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _learning(axes: Any, rows: Rows) -> bool:
-    _title(axes, "Reward and held-out accuracy", "up is good")
+    titled(axes, "Reward and held-out accuracy", "up is good")
     versions, values = series(rows, "reward/mean")
     if values:
         axes.plot(versions, values, color=SKY, linewidth=1, alpha=0.6)
-        axes.plot(versions, _smooth(values), color=BLUE, linewidth=2, label="reward of the batch",
+        axes.plot(versions, smooth(values), color=BLUE, linewidth=2, label="reward of the batch",
                   marker="o" if len(values) == 1 else None)  # fmt: skip
     found = bool(values)
     for (name, key), colour in zip(evaluation_keys(rows).items(), _SETS, strict=False):
@@ -125,7 +143,7 @@ def _learning(axes: Any, rows: Rows) -> bool:
         if values:
             found = True
             axes.plot(versions, values, "o--", color=colour, linewidth=1.6, markersize=5,
-                      label=f"held-out: {name}")  # fmt: skip
+                      label=f"held-out: {plain(name)}")  # fmt: skip
             for at in {0, len(values) - 1}:
                 _note(axes, versions[at], values[at], colour)
     axes.margins(x=0.08, y=0.14)
@@ -141,7 +159,7 @@ def _note(axes: Any, x: float, y: float, colour: str) -> None:
 
 
 def _staleness(axes: Any, rows: Rows, bound: float | None) -> bool:
-    _title(axes, "Staleness of trained tokens, in versions", "low is good; never above the bound")
+    titled(axes, "Staleness of trained tokens, in versions", "low is good; never above the bound")
     if bound is None:
         bounds = series(rows, "staleness/bound")[1]
         bound = bounds[-1] if bounds else None
@@ -157,7 +175,7 @@ def _staleness(axes: Any, rows: Rows, bound: float | None) -> bool:
 
 
 def _lengths(axes: Any, rows: Rows) -> bool:
-    _title(axes, "Completion length, in tokens", "steady is good; a sudden jump is not")
+    titled(axes, "Completion length, in tokens", "steady is good; a sudden jump is not")
     found = _line(axes, rows, "rollout/completion_length", "mean", color=BLUE, linewidth=2)
     versions, shares = series(rows, "rollout/truncated")
     if shares and found:
@@ -172,7 +190,7 @@ def _lengths(axes: Any, rows: Rows) -> bool:
 
 
 def _entropy(axes: Any, rows: Rows) -> bool:
-    _title(axes, "Entropy per token, in nats", "a slow decline is good; near 0 learning ends")
+    titled(axes, "Entropy per token, in nats", "a slow decline is good; near 0 learning ends")
     found = _line(axes, rows, "loss/entropy", "entropy", color=BLUE, linewidth=2)
     if found:
         axes.set_ylim(bottom=0)
@@ -180,7 +198,7 @@ def _entropy(axes: Any, rows: Rows) -> bool:
 
 
 def _speeds(axes: Any, rows: Rows) -> bool:
-    _title(axes, "Tokens per second", "up is good; equal heights mean that neither side waits")
+    titled(axes, "Tokens per second", "up is good; equal heights mean that neither side waits")
     engine = _line(axes, rows, "rollout/tokens_per_s", "engine", color=BLUE, linewidth=2)
     trainer = _line(axes, rows, "train/tokens_per_s", "trainer", color=ORANGE, linestyle="--",
                     linewidth=2)  # fmt: skip
@@ -190,20 +208,20 @@ def _speeds(axes: Any, rows: Rows) -> bool:
 
 
 def _times(axes: Any, rows: Rows) -> bool:
-    _title(axes, "Trainer's time per version, in seconds", "low is good, with little waiting")
-    timed = [row for row in rows if any(f"time/{p}_s" in row for p, _, _ in _PARTS)]
+    titled(axes, "Trainer's time per version, in seconds", "low is good, with little waiting")
+    timed = [row for row in rows if any(f"time/{p}_s" in row for p, _, _ in PARTS)]
     if not timed:
         return False
     versions = [row["version"] for row in timed]
-    parts = [[_seconds(row.get(f"time/{part}_s")) for row in timed] for part, _, _ in _PARTS]
+    parts = [[_seconds(row.get(f"time/{part}_s")) for row in timed] for part, _, _ in PARTS]
     if len(timed) == 1:
         bottom = 0.0
-        for (_, label, colour), values in zip(_PARTS, parts, strict=True):
+        for (_, label, colour), values in zip(PARTS, parts, strict=True):
             axes.bar(versions, values, bottom=bottom, color=colour, label=label)
             bottom += values[0]
     else:
-        labels, colours = [part[1] for part in _PARTS], [part[2] for part in _PARTS]
-        axes.stackplot(versions, *map(_smooth, parts), labels=labels, colors=colours)
+        labels, colours = [part[1] for part in PARTS], [part[2] for part in PARTS]
+        axes.stackplot(versions, *map(smooth, parts), labels=labels, colors=colours)
     axes.set_ylim(bottom=0)
     axes.margins(x=0)
     return True

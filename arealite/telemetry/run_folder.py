@@ -47,12 +47,13 @@ class RunFolder:
     @classmethod
     def existing(cls, path: str | Path) -> RunFolder:
         """The folder of a run that was started. Raises ConfigError where there is none."""
-        folder = cls(Path(path).expanduser())
+        found = Path(path).expanduser()
+        folder = cls(found.resolve() if ".." in found.parts else found)  # for the run's name
         if folder.status.exists() or folder.metrics.exists():
             return folder
         if not folder.path.is_dir():
             raise ConfigError(f"{path} is not a folder; give a run folder, as runs/NAME/trial0")
-        trials = sorted(found.parent.name for found in folder.path.glob("*/status.json"))
+        trials = sorted(status.parent.name for status in folder.path.glob("*/status.json"))
         hint = (
             f"give one of those in it: {', '.join(trials[:5])}"
             if trials
