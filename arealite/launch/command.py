@@ -18,6 +18,7 @@ from arealite.launch.plan import Plan, make_plan
 from arealite.processes import follow_parent
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.output import show
+from arealite.telemetry.renewal import Renewal
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import Status, read_status
 
@@ -104,7 +105,8 @@ def _run_to_the_end(config: Config, folder: RunFolder, plan: Plan) -> None:
         supervisor = Supervisor(
             plan, scheduler.grace_s, scheduler.restarts, _say, config.recover.timeout_s
         )
-        with supervisor.signals():
+        renewal = Renewal(folder, config.rollout.max_head_offpolicyness)
+        with supervisor.signals(), renewal:
             try:
                 with supervisor:
                     trainer = supervisor.start()
