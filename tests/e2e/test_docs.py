@@ -44,7 +44,9 @@ def test_the_configuration_page_is_generated_from_the_code() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
-def test_tutorial(demo_files: Path) -> None:
+@pytest.fixture(scope="module")
+def tutorial_run(demo_files: Path) -> Path:
+    """The run folder that the tutorial's commands make."""
     page = ROOT / "docs" / "tutorial.md"
     written = [b for language in ("python", "yaml") for b in blocks(page, language)]
     assert len(written) == 3
@@ -58,10 +60,31 @@ def test_tutorial(demo_files: Path) -> None:
     small = " total_train_steps=2 train_dataset.batch_size=4 valid_dataset.max_rows=4"
     done = shell(train + small, demo_files)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = (demo_files / "runs/my-task/trial0/metrics.jsonl").read_text().splitlines()
+    return demo_files / "runs/my-task/trial0"
+
+
+def test_tutorial(tutorial_run: Path) -> None:
+    lines = (tutorial_run / "metrics.jsonl").read_text().splitlines()
     versions = [row for row in map(json.loads, lines) if "reward/brevity" in row]
     assert [row["version"] for row in versions] == [1, 2]
     assert all("reward/right" in row for row in versions)
+
+
+def test_seeing(demo_files: Path, tutorial_run: Path) -> None:
+    """Every command of the page, on the tutorial's run."""
+    page = ROOT / "docs" / "seeing.md"
+    commands = [line for _, text in blocks(page, "bash") for line in text.splitlines()]
+    assert {line.split()[2] for line in commands} == {
+        "arealite.watch", "arealite.show", "arealite.report"
+    }  # fmt: skip
+    for line in commands:
+        done = shell(line, demo_files)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert done.stdout, line
+        assert "Traceback" not in done.stderr
+    html = (demo_files / "report.html").read_text()
+    assert "my-task / trial0" in html
+    assert "brevity" in shell("python -m arealite.show runs/my-task/trial0", demo_files).stdout
 
 
 def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
@@ -71,7 +94,7 @@ def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
         for name, text in blocks(page, language):
             (demo_files / name).parent.mkdir(exist_ok=True)
             (demo_files / name).write_text(text)
-    launch = "python -m arealite.launch --config my_task/my.yaml "
+    launch = "python -m arealite.launch --config my_task/my.yaml trial_name=mistakes "
     typo = shell(launch + "gconfig.n_sample=8", demo_files)
     assert (typo.returncode, "gconfig.n_samples" in typo.stderr) == (2, True)
     wrong_name = shell(launch + "rollout.reward_fn=my_task/my_reward.py:compute_scor", demo_files)
