@@ -44,6 +44,7 @@ from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import (
     Recorder,
     load_metrics,
+    tensorboard_sink,
     wandb_sink,
 )
 from arealite.telemetry.quarantine import Quarantine
@@ -91,7 +92,10 @@ class Run:
             config={"yaml": to_yaml(config)},
             folder=folder.path,
         )
-        self._recorder = Recorder(folder, [sink], alarm=self.status.alarm)
+        board = tensorboard_sink(
+            config.stats_logger.tensorboard.path, folder.path, alarm=self.status.alarm
+        )
+        self._recorder = Recorder(folder, [sink, board], alarm=self.status.alarm)
         if recovered is not None:
             self._recorder.resumed(recovered.version)
         self.judged = scores_of(load_metrics(folder.metrics))

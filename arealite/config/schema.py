@@ -351,8 +351,14 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class TensorBoardConfig:
+    path: str | None = opt(None, "folder for event files, from the run folder on; null: none")
+
+
+@dataclass(frozen=True)
 class StatsLoggerConfig:
     wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
+    tensorboard: TensorBoardConfig = section(TensorBoardConfig, "TensorBoard")
     transcripts: bool = opt(True, "write every episode to transcripts.jsonl")
 
 

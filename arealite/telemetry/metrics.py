@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from arealite.telemetry.run_folder import JsonLines, RunFolder, read_lines
-from arealite.telemetry.trackers import Sink, wandb_sink
+from arealite.telemetry.trackers import Sink, tensorboard_sink, wandb_sink
 
 __all__ = [
     "Merged",
@@ -33,6 +33,7 @@ __all__ = [
     "is_trained",
     "load_metrics",
     "series",
+    "tensorboard_sink",
     "wandb_sink",
 ]
 
