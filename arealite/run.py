@@ -47,6 +47,7 @@ from arealite.telemetry.metrics import (
     tensorboard_sink,
     wandb_sink,
 )
+from arealite.telemetry.pace import Pace
 from arealite.telemetry.quarantine import Quarantine
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
@@ -105,6 +106,7 @@ class Run:
         self.ledger: Ledger | None = None
         self.quarantine = Quarantine(folder.quarantine, self.status.alarm)
         self._started: float | None = None
+        self._pace = Pace()
         self.closing = ExitStack()
         """What ends with the run, beside its own files."""
 
@@ -156,7 +158,8 @@ class Run:
         eta = (now - self._started) / max(done, 1) * left
         self.status.set(phase="training", version=version, eta_s=round(eta, 1))
         timed, self.timed = self.timed, {}
-        self._recorder.record(version, {**metrics, **timed, **self._accuracy(episodes)})
+        told = {**metrics, **timed, **self._accuracy(episodes), **self._pace.shares(metrics)}
+        self._recorder.record(version, told)
         crash_point("metrics_written")
         self._watch_losses(metrics, len(episodes))
         if self.transcripts is not None and episodes:

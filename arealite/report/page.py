@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from arealite.report import pictures
 from arealite.report.facts import RunFacts
 from arealite.report.html import Html, picture, table, tag
 from arealite.telemetry.metrics import series
+from arealite.telemetry.pace import bound_by
 from arealite.telemetry.samples import Sample
 from arealite.telemetry.view import clean, seconds, short
 
@@ -76,6 +78,7 @@ def overview(runs: Runs) -> list[Html]:
         ("engine, tokens/s", [short(_mean(run, "rollout/tokens_per_s")) for run in runs]),
         ("trainer, tokens/s", [short(_mean(run, "train/tokens_per_s")) for run in runs]),
         ("worst staleness", [_worst(run) for run in runs]),
+        ("bound by", [_bounds(run) for run in runs]),
     ]
     for name, told in (
         ("error", [run.view.error for run in runs]),
@@ -220,6 +223,11 @@ def _mean(run: RunFacts, key: str) -> float | None:
 def _worst(run: RunFacts) -> str:
     values = series(run.view.rows, "staleness/max")[1]
     return f"{max(values):.0f} versions" if values else "-"
+
+
+def _bounds(run: RunFacts) -> str:
+    count = Counter(filter(None, map(bound_by, run.view.rows)))
+    return ", ".join(f"{name} in {n} versions" for name, n in count.most_common()) or "-"
 
 
 def _lost(run: RunFacts) -> str:

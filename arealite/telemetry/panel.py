@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from arealite.telemetry.metrics import series
+from arealite.telemetry.pace import verdict
 from arealite.telemetry.view import View, fixed, seconds, short, sparkline
 
 _ASCII_MARKS = ".:-=+*#@"
@@ -128,7 +129,10 @@ def _flow(view: View, width: int) -> list[tuple[str, Text]]:
     rows = [("samples", sample), ("staleness", staleness), ("tokens/s", speed)]
     if episodes:
         rows.append(("episodes", episodes))
-    return [(label, _pairs(pairs, width)) for label, pairs in rows]
+    lines = [(label, _pairs(pairs, width)) for label, pairs in rows]
+    if held_up := verdict(view.newest):
+        lines.append(("bound by", Text(held_up)))
+    return lines
 
 
 def _troubles(view: View) -> list[tuple[str, Text]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
+from arealite.telemetry.pace import verdict
 from arealite.telemetry.panel import LivePanel
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.view import View, Watcher, fixed, seconds, short
@@ -158,6 +159,8 @@ def version_line(view: View) -> str:
         speed = view.last(f"{key}/tokens_per_s")
         if speed is not None:
             parts.append(f"{label} {short(speed)} tok/s")
+    if held_up := verdict(view.newest):
+        parts.append(f"bound by {held_up}")
     if not view.finished:
         parts.append(_waiting(view))
     if view.eta_s is not None:

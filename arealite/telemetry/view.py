@@ -81,7 +81,12 @@ class View:
         told = number(self.status.get("version"))
         if told is not None:
             return int(told)
-        return next((int(row["version"]) for row in reversed(self.rows) if is_trained(row)), None)
+        return self.newest.get("version")
+
+    @property
+    def newest(self) -> Row:
+        """The metrics of the newest trained version."""
+        return next((row for row in reversed(self.rows) if is_trained(row)), {})
 
     @property
     def total(self) -> int | None:

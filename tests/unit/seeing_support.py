@@ -39,6 +39,7 @@ def small_run(root: Path, trial: str = "trial1", lr: float = 1e-4, gain: float =
                     "reward/mean": gain * version, "staleness/max": 1, "staleness/mean": 0.5,
                     "rollout/tokens_per_s": 6000, "train/tokens_per_s": 7000, "train/samples": 4,
                     "time/update_s": 0.5, "time/wait_batch_s": 0.25, "time/publish_s": 0.05,
+                    "share/training": 0.5, "share/waiting": 0.25,
                     "rollout/completion_length": 3, "loss/entropy": 1.0,
                 },
             )  # fmt: skip

@@ -46,7 +46,8 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Read:
 
 def test_the_page_says_what_a_reader_asks(single: Read) -> None:
     for part in (
-        "countdown / trial1", "4 of 4", "0.100 → 0.500", "Before and after", "question 1",
+        "countdown / trial1", "4 of 4", "training in 4 versions", "0.100 → 0.500",
+        "Before and after", "question 1",
         "version 0, reward 0", "version 4, reward 1", "Staleness", "trainer's time",
         "Configuration", "lr: 0.0001",
     ):  # fmt: skip
