@@ -48,7 +48,10 @@ class Ending:
 
     def __call__(self) -> bool:
         self.view = self._watcher.look()
-        return self.view.finished or (self.view.is_silent and not is_claimed(self._folder))
+        if self.view.phase == "done":
+            return True
+        # A run that has failed is started again while its launcher holds the folder.
+        return (self.view.finished or self.view.is_silent) and not is_claimed(self._folder)
 
 
 def _obituary(folder: RunFolder, view: View) -> str:

@@ -60,6 +60,14 @@ def test_a_silent_run_that_is_held_is_not_dead(tmp_path: Path, phase: str) -> No
     assert ending()
 
 
+def test_a_failed_run_that_is_held_may_be_started_again(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "countdown", "trial1")
+    with claimed(folder):
+        heartbeat(folder, "failed")
+        assert not Ending(folder)()
+    assert Ending(folder)()
+
+
 def test_a_fresh_heartbeat_is_life_without_a_lock(tmp_path: Path) -> None:
     folder = RunFolder.of(tmp_path, "countdown", "trial1").create()
     heartbeat(folder, "training")
