@@ -29,16 +29,10 @@ def main() -> None:
             raise CheckpointError(f"{path} says nothing: {reading.damage or 'it is empty'}")
         for line in report(reading, reading.account):
             print(line)
-        problems = problems_of(reading, reading.account)
+        problems = reading.problems()
         if problems:
             raise CheckpointError(f"{path} does not close: {'; '.join(problems)}")
         print("closes: every planned row is in exactly one place")
-
-
-def problems_of(reading: Reading, account: Account) -> list[str]:
-    """A last line without its end is what a crash leaves, and no problem."""
-    damage = [reading.damage] if reading.damage and not reading.torn else []
-    return damage + account.problems()
 
 
 def report(reading: Reading, account: Account) -> Iterator[str]:

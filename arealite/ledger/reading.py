@@ -48,6 +48,11 @@ class Reading:
     damage: str = ""
     torn: bool = False
 
+    def problems(self) -> list[str]:
+        """Why it does not close; a last line without its end is what a crash leaves, and none."""
+        damage = [self.damage] if self.damage and not self.torn else []
+        return damage + (self.account.problems() if self.account is not None else [])
+
 
 def read_ledger(path: Path) -> Reading:
     """What the file says, up to the first line that cannot be believed. Raises OSError."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from arealite.ledger.reading import Reading, read_ledger
 from arealite.telemetry.curves import PARTS
 from arealite.telemetry.metrics import is_trained, series
 from arealite.telemetry.run_folder import RunFolder
@@ -24,7 +25,8 @@ class RunFacts:
     """One run. settings: dotted keys of config.yaml, {} if it is absent or unreadable.
 
     lags: lag in versions -> sampled tokens of all trained episodes. answers: the held-out rows to
-    show, as (before, after); after is None where there was one evaluation only.
+    show, as (before, after); after is None where there was one evaluation only. ledger: what
+    ledger.jsonl says; None where there is none.
     """
 
     name: str
@@ -34,6 +36,7 @@ class RunFacts:
     settings: Mapping[str, str]
     lags: Mapping[int, int]
     answers: Sequence[tuple[Sample, Sample | None]]
+    ledger: Reading | None
 
     @property
     def bound(self) -> float | None:
@@ -68,7 +71,7 @@ def _facts(folder: RunFolder, name: str) -> RunFacts:
     text = _read(folder)
     return RunFacts(
         name, folder, Watcher(folder).look(), text, settings_of(text), _lags(folder),
-        _answers(*judged(folder)),
+        _answers(*judged(folder)), _ledger(folder),
     )  # fmt: skip
 
 
@@ -77,6 +80,13 @@ def _read(folder: RunFolder) -> str:
         return folder.config.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _ledger(folder: RunFolder) -> Reading | None:
+    try:
+        return read_ledger(folder.ledger)
+    except OSError:
+        return None
 
 
 def settings_of(text: str) -> dict[str, str]:

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from arealite.ledger.account import FATES, Account
+from arealite.ledger.reading import Reading
 from arealite.report import pictures
 from arealite.report.facts import RunFacts
 from arealite.report.html import Html, picture, table, tag
@@ -177,6 +179,45 @@ def times(runs: Runs) -> list[Html]:
     ]
 
 
+def ledger(runs: Runs) -> list[Html]:
+    """Where every planned row is, in episodes and sampled tokens."""
+    shown = [(run, run.ledger, account) for run in runs if run.ledger
+             and (account := run.ledger.account)]  # fmt: skip
+    if not shown:
+        return []
+    columns = [{**_places(account), "closes": _closes(book)} for _, book, account in shown]
+    return [
+        tag("h2", "Where every planned row is"),
+        tag("p", "Episodes, and in brackets the tokens sampled for them.", class_="note"),
+        table(
+            [(place, [column[place] for column in columns]) for place in columns[0]],
+            [run.name for run, _, _ in shown],
+        ),
+    ]
+
+
+def _places(account: Account) -> dict[str, str]:
+    counts, tokens = account.counts, account.tokens
+    names = {"planned": "generated", **{fate: fate for fate in FATES}, "rolled_back": "rolled_back"}
+    places = {
+        name.replace("_", " "): _episodes(counts[name], tokens[of]) for name, of in names.items()
+    }
+    waiting = len(account.open) - account.in_flight
+    return {
+        **places,
+        "waiting to be trained": _episodes(waiting, account.buffered_tokens),
+        "in flight": f"{account.in_flight:,}",
+    }
+
+
+def _episodes(count: int, tokens: int) -> str:
+    return f"{count:,} ({short(tokens)})" if count else "-"
+
+
+def _closes(book: Reading) -> str:
+    return "; ".join(book.problems()) or "yes: every planned row is in exactly one place"
+
+
 def configuration(runs: Runs) -> list[Html]:
     parts = [tag("h2", "Configuration")]
     if len(runs) > 1:
@@ -193,7 +234,9 @@ def configuration(runs: Runs) -> list[Html]:
     return parts
 
 
-SECTIONS: tuple[Section, ...] = (overview, learning, answers, staleness, times, configuration)
+SECTIONS: tuple[Section, ...] = (
+    *(overview, learning, answers, staleness, times, ledger, configuration),
+)
 """In the order of the page. A further view of the runs is one function more; a section about which
 no run says anything returns []."""
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from arealite.errors import EngineError
+from arealite.ledger.book import Ledger
 from arealite.telemetry.metrics import Recorder
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
@@ -45,10 +46,23 @@ def small_run(root: Path, trial: str = "trial1", lr: float = 1e-4, gain: float =
             )  # fmt: skip
         recorder.record(VERSIONS, {"eval/test/mean": 0.1 + gain, "eval/test/accuracy": 0.5})
     _transcripts(folder)
+    _ledger(folder)
     status = Status(folder)
     status.set(phase="done", version=VERSIONS, total_versions=VERSIONS)
     status.flush()
     return folder
+
+
+def _ledger(folder: RunFolder) -> None:
+    """Of four rows one is trained, one waits, one failed and one is in flight."""
+    ledger = Ledger(folder.ledger, rows=10)
+    for row in range(4):
+        ledger.note("planned", id=f"0:{row}", version=0)
+    for row in range(2):
+        ledger.note("finished", id=f"0:{row}", tokens=1500)
+    ledger.note("failed", id="0:2")
+    ledger.note("trained", ids=["0:0"], version=1)
+    ledger.close()
 
 
 def _transcripts(folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ from seeing_support import small_run
 from arealite.report.__main__ import main
 from arealite.report.facts import facts_of, settings_of
 from arealite.report.html import tag
-from arealite.report.page import page
+from arealite.report.page import _closes, _places, page
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
 
@@ -104,6 +104,29 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "seed" not in rows, "a setting that is equal tells nothing"
 
 
+def test_the_ledgers_account(single: Read, tmp_path: Path) -> None:
+    """Of the run of seeing_support, by hand."""
+    (run,) = facts_of([small_run(tmp_path)])
+    assert run.ledger is not None
+    assert run.ledger.account is not None
+    assert _places(run.ledger.account) == {
+        "planned": "4 (3.0k)",
+        "trained": "1 (1.5k)",
+        "filtered": "-",
+        "stale": "-",
+        "failed": "1 (0)",
+        "rolled back": "-",
+        "waiting to be trained": "1 (1.5k)",
+        "in flight": "1",
+    }
+    assert "every planned row is in exactly one place" in single.text
+    with open(run.folder.ledger, "ab") as file:
+        file.write(b"what is this\n")
+    (damaged,) = facts_of([run.folder])
+    assert damaged.ledger is not None
+    assert "every planned row" not in _closes(damaged.ledger)
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     folders = [small_run(tmp_path / root) for root in ("a", "b")]
     assert [run.name for run in facts_of(folders)] == [str(folder.path) for folder in folders]
@@ -131,7 +154,7 @@ def test_the_time_split_is_of_the_time_that_passed(tmp_path: Path) -> None:
 
 def test_a_run_with_a_file_less_has_a_page(tmp_path: Path) -> None:
     folders = []
-    for absent in ("metrics", "transcripts", "config", "status"):
+    for absent in ("metrics", "transcripts", "config", "status", "ledger"):
         folders.append(small_run(tmp_path, absent))
         getattr(folders[-1], absent).unlink()
     young = RunFolder.of(tmp_path, "countdown", "young").create()
