@@ -28,6 +28,7 @@ def test_a_finished_run_is_shown_once_with_its_closing_words(
     main([str(small_run(tmp_path).path)])
     text = capsys.readouterr().out
     assert "phase done" in text
+    assert "bound by training (trainer idle 25%)" in text
     assert "0.100 (version 0) -> 0.500 (version 4)" in text
 
 
