@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arealite.algorithms.policy_gradient import PolicyGradient as PolicyGradient
+    from arealite.assembly import open_rollouts as open_rollouts
     from arealite.config import Config as Config
     from arealite.config import load as load
     from arealite.data.batch import to_batch as to_batch
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from arealite.processes import is_trainer as is_trainer
     from arealite.protocols import InferenceEngine as InferenceEngine
     from arealite.protocols import Workflow as Workflow
-    from arealite.run import open_rollouts as open_rollouts
     from arealite.run import open_run as open_run
     from arealite.run import run_trainer as run_trainer
     from arealite.training.policy import Policy as Policy
@@ -37,7 +37,7 @@ _HOME = {
     "InferenceEngine": "arealite.protocols",
     "Workflow": "arealite.protocols",
     "Evaluation": "arealite.evaluation",
-    "open_rollouts": "arealite.run",
+    "open_rollouts": "arealite.assembly",
     "open_run": "arealite.run",
     "run_trainer": "arealite.run",
     "Policy": "arealite.training.policy",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from arealite.algorithms.policy_gradient import PolicyGradient
+from arealite.assembly import open_rollouts
 from arealite.config import Config
 from arealite.data.batch import to_batch
 from arealite.evaluation import Evaluation, HeldOutLoss
-from arealite.run import open_rollouts, open_run, run_trainer
+from arealite.run import open_run, run_trainer
 from arealite.training.policy import Policy
 from arealite.training.sft import cross_entropy
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,17 @@ from typing import Any
 from arealite import stopping
 from arealite.checkpoints.resume import goes_on, recover
 from arealite.checkpoints.store import Checkpoint
-from arealite.commits import Commits, planned
-from arealite.config import Config, DatasetConfig, to_yaml
+from arealite.commits import Commits
+from arealite.config import Config, to_yaml
 from arealite.config.cli import load_from_argv
-from arealite.config.logprobs import untrainable
 from arealite.crash import crash_point
 from arealite.data.batch import Batch
 from arealite.data.rows import load_rows
-from arealite.engines.client import DIALECTS, RemoteEngine
-from arealite.engines.dialect import Abilities
-from arealite.errors import ArealiteError, ConfigError, boundary, words
+from arealite.errors import ArealiteError, ConfigError, boundary
 from arealite.evaluation import scores_of
 from arealite.ledger import Ledger
-from arealite.loading import load_workflow
-from arealite.processes import ADDRESSES, KEY, follow_parent, is_trainer
-from arealite.protocols import ChecksRows, Workflow
-from arealite.rewards.opening import open_reward
-from arealite.rewards.scorer import Kept, Scoring
+from arealite.processes import ADDRESSES, follow_parent, is_trainer
 from arealite.rollout.door import Rollouts
-from arealite.rollout.filters import keep_of
-from arealite.rollout.limits import limits_of
 from arealite.telemetry.curves import draw_curves
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import (
@@ -58,7 +49,7 @@ from arealite.training.checkpoint import check_export, save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
 from arealite.training.sft import epochs, to_samples
-from arealite.types import Episode, GenerationHyperparameters
+from arealite.types import Episode
 
 log = logging.getLogger("arealite.run")
 
@@ -291,99 +282,6 @@ def _opened(config: Config, folder: RunFolder) -> Iterator[Run]:
     run.status.set(phase="done", eta_s=0.0)
     run.status.flush()
     write_atomically(folder.summary, summarise(folder))
-
-
-def open_rollouts(run: Run, addresses: Sequence[str]) -> Rollouts:
-    """The door to the episodes of this run, over the servers at these addresses (host:port)."""
-    config = run.config
-    if config.rollout.late == "keep" and not config.deterministic:
-        run.status.alarm("rollout.late is keep: tokens of any age are trained, without a bound")
-    quarantine = run.quarantine
-    score: Scoring | None = None
-    if config.rollout.reward_fn or config.reward.functions:
-        score = run.closing.enter_context(open_reward(config, run.status.alarm, run.waits))
-    workflow, eval_workflow = (
-        _workflow(run, gconfig, None if score is None else Kept(score, quarantine, held_out))
-        for gconfig, held_out in ((config.gconfig, False), (_eval_gconfig(config), True))
-    )
-    _check_first_row(workflow, run.rows, config.train_dataset, "train_dataset")
-    held_out: list[tuple[str, Mapping[str, Any]]] = []
-    if config.valid_dataset.path:
-        rows = load_rows(config.valid_dataset, "valid_dataset")
-        _check_first_row(eval_workflow, rows, config.valid_dataset, "valid_dataset")
-        held_out = [(f"valid:{i}", row) for i, row in enumerate(rows)]
-    ledger, rows, snapshot = planned(run)
-    return Rollouts(
-        _engine(run, addresses),
-        workflow,
-        rows,
-        limits_of(config),
-        keep=keep_of(config.rollout.filters),
-        eval_workflow=eval_workflow,
-        eval_rows=held_out,
-        status=run.status,
-        transcripts=run.transcripts,
-        waits=run.waits,
-        stall_report=run.folder.stall_report,
-        more_counts=lambda: quarantine.counts,
-        version=run.first_version,
-        ledger=ledger,
-        snapshot=snapshot,
-    )
-
-
-def _engine(run: Run, addresses: Sequence[str]) -> RemoteEngine:
-    config = run.config
-    return RemoteEngine(
-        addresses,
-        run.waits,
-        DIALECTS[config.rollout.backend],
-        request_timeout_s=config.rollout.request_timeout_s,
-        request_retries=config.rollout.request_retries,
-        server_timeout_s=config.rollout.server_timeout_s,
-        setup_timeout_s=config.rollout.setup_timeout_s,
-        update_mode=config.rollout.update_mode,
-        decode=partial(run.tokenizer.decode, clean_up_tokenization_spaces=False),
-        key=os.environ.get(KEY, ""),
-        refusal=partial(_refusal, config.gconfig),
-        alarm=run.status.alarm,
-        tell=lambda servers: run.status.set(servers=servers),
-        say=lambda sentence: print(sentence, flush=True),
-    )
-
-
-def _refusal(gconfig: GenerationHyperparameters, abilities: Abilities) -> str:
-    """Why the trainer cannot learn from such a server's log-probabilities, or ""."""
-    found = None if abilities.meaning is None else untrainable(abilities.meaning, gconfig)
-    return "" if found is None else ": ".join(found)
-
-
-def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Scoring | None) -> Workflow:
-    rollout = run.config.rollout
-    offered: dict[str, Any] = {"gconfig": gconfig, "tokenizer": run.tokenizer}
-    if reward is not None:
-        offered["reward_fn"] = reward
-    return load_workflow(rollout.workflow, offered, rollout.workflow_kwargs)
-
-
-def _check_first_row(workflow: Workflow, rows: Any, dataset: DatasetConfig, section: str) -> None:
-    """One row is cheap, and what is misnamed is so in every row."""
-    if not isinstance(workflow, ChecksRows):
-        return
-    try:
-        workflow.check_row(rows[0])
-    except Exception as error:  # a user's code may raise anything
-        told = isinstance(error, ArealiteError | ValueError)
-        reason = str(error) if told else words(error)
-        raise ConfigError(f"{section}.path: {dataset.path}, row 0: {reason}") from None
-
-
-def _eval_gconfig(config: Config) -> GenerationHyperparameters:
-    evaluator = config.evaluator
-    temperature = evaluator.temperature or config.gconfig.temperature
-    return config.gconfig.new(
-        n_samples=evaluator.n_samples, temperature=temperature, greedy=evaluator.greedy
-    )
 
 
 def run_trainer(

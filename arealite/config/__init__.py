@@ -2,15 +2,11 @@
 
 from arealite.config.load import load, to_yaml
 from arealite.config.schema import (
-    ActorConfig,
     Config,
     DatasetConfig,
     EvaluatorConfig,
-    MicroBatchSpec,
-    OptimizerConfig,
     PrepareConfig,
     RecoverConfig,
-    RefConfig,
     RewardConfig,
     RolloutConfig,
     SaverConfig,
@@ -18,6 +14,7 @@ from arealite.config.schema import (
     StatsLoggerConfig,
     WandbConfig,
 )
+from arealite.config.training import ActorConfig, MicroBatchSpec, OptimizerConfig, RefConfig
 
 __all__ = [
     "ActorConfig",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from arealite.config.schema import ActorConfig, Config
+from arealite.config.schema import Config
+from arealite.config.training import ActorConfig
 
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from arealite.config.schema import ActorConfig, Config
+from arealite.config.schema import Config
+from arealite.config.training import ActorConfig
 
 COUPLED = {"use_decoupled_loss": False, "behave_imp_weight_mode": "disabled"}
 """The ratio is against the policy that sampled; it is itself the correction."""

@@ -54,7 +54,8 @@ def _type_name(kind: Any) -> str:
         return " \\| ".join(map(str, typing.get_args(kind))).replace("\\|", "or")
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
-    return str(kind).replace("typing.", "").replace("arealite.config.schema.", "")
+    name = str(kind).replace("typing.", "")
+    return name.replace("arealite.config.schema.", "").replace("arealite.config.training.", "")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

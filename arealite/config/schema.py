@@ -6,22 +6,12 @@ only if some code obeys it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from arealite.config.fields import opt, section
+from arealite.config.training import ActorConfig, RefConfig
 from arealite.types import GenerationHyperparameters
-
-
-def opt(default: Any, text: str) -> Any:
-    """A field with its default and its one-line meaning."""
-    if isinstance(default, dict | list):
-        return field(default_factory=default.copy, metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def section(cls: type, text: str) -> Any:
-    """A field that holds a section, with the section's own defaults."""
-    return field(default_factory=cls, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -31,137 +21,6 @@ class PrepareConfig:
     makes: str = opt("", "file or folder; when it exists the step is skipped")
     run: str = opt("", "command line; a leading `python` is this interpreter, no shell")
     timeout_s: float = opt(1800.0, "the step is ended after this many seconds")
-
-
-@dataclass(frozen=True)
-class MicroBatchSpec:
-    max_tokens_per_mb: int = opt(
-        16384, "token budget of one forward and backward pass, padding included"
-    )
-    packing: bool = opt(
-        True,
-        "sequences side by side without padding; models whose attention cannot be told where one "
-        "begins are padded all the same",
-    )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer and its learning-rate schedule."""
-
-    type: Literal["adamw", "sgd"] = opt("adamw", "AdamW, or SGD: no second moment, less memory")
-    lr: float = opt(1e-5, "peak learning rate")
-    weight_decay: float = opt(
-        0.0, "not applied to vectors; decoupled (adamw), or added to the gradient (sgd)"
-    )
-    beta1: float = opt(0.9, "decay of the first moment (adamw)")
-    beta2: float = opt(0.999, "decay of the second moment (adamw)")
-    eps: float = opt(1e-8, "added to the root of the second moment (adamw)")
-    momentum: float = opt(0.0, "share of the last step that is taken again (sgd)")
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "polynomial"] = opt(
-        "constant", "shape of the learning rate after warm-up"
-    )
-    lr_scheduler_power: float = opt(2.0, "power of the polynomial; 1 would be linear")
-    warmup_steps: int | None = opt(None, "updates of linear warm-up; null: by the proportion")
-    warmup_steps_proportion: float = opt(0.0, "warm-up as a share of all updates")
-    min_lr_ratio: float = opt(0.0, "where all but constant end, as a share of lr")
-    gradient_clipping: float = opt(1.0, "largest global gradient norm; 0: no clipping")
-
-
-@dataclass(frozen=True)
-class ActorConfig:
-    """The policy being trained."""
-
-    path: str = opt("", "Hugging Face folder or hub id of the model")
-    dtype: Literal["float32", "bfloat16"] = opt(
-        "bfloat16", "type of the weights; bfloat16 is trained through float32 master copies"
-    )
-    device: Literal["cpu", "cuda"] = opt("cpu", "where the trainer runs")
-    threads: int | None = opt(None, "CPU threads of the trainer; null: its share of the cores")
-    gradient_checkpointing: bool = opt(False, "recompute activations: less memory, more time")
-    mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
-    share_prompts: bool = opt(True, "with packing, compute a group's common prompt once")
-    optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
-    ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
-    algorithm: Literal[
-        "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "sapo"
-    ] = opt(
-        "grpo",
-        "a preset of the settings below (docs/algorithms.md), each of which may be given beside "
-        "it; --check shows what it comes to",
-    )
-    policy_loss: Literal["ppo", "gspo", "cispo", "sapo", "reinforce"] = opt(
-        "ppo",
-        "objective: the clipped token ratio, the clipped sequence ratio, a clipped weight before "
-        "the log-probability, a soft gate on the ratio, or no ratio",
-    )
-    loss_agg_mode: Literal["token", "sequence", "prompt", "constant"] = opt(
-        "token",
-        "mean over all tokens of the batch, over sequences of their token means, over groups of "
-        "their token means, or the sum over samples x gconfig.max_new_tokens",
-    )
-    eps_clip: float = opt(
-        0.2, "the policy ratio is clipped at 1 - eps_clip; not read by sapo and reinforce"
-    )
-    eps_clip_higher: float | None = opt(None, "... and at 1 + this; null: eps_clip")
-    c_clip: float | None = opt(
-        None, "dual clip: a bad token's objective is at least this times its advantage; null: off"
-    )
-    sapo_tau_pos: float = opt(1.0, "steepness of SAPO's gate where the advantage is positive")
-    sapo_tau_neg: float = opt(1.05, "... and where it is not")
-    use_decoupled_loss: bool = opt(True, "separate behaviour and proximal policy (AReaL, eq. 5)")
-    behave_imp_weight_mode: Literal[
-        "token_truncate",
-        "sequence_truncate",
-        "token_mask",
-        "sequence_mask",
-        "geometric_mask",
-        "disabled",
-    ] = opt(
-        "token_truncate",
-        "correction for tokens that an older policy or an engine's other numbers sampled: weights "
-        "proximal / behaviour cut at the cap (TIS) or masked outside floor and cap (IcePop, MIS), "
-        "of tokens or sequences; sequences masked by their geometric mean; or none",
-    )
-    behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight")
-    behave_imp_weight_floor: float = opt(0.0, "... and smallest; only the masks have one")
-    adv_baseline: Literal["group", "leave_one_out", "none"] = opt(
-        "group", "taken off a reward: its group's mean, the mean of the group's others, or nothing"
-    )
-    adv_norm: Literal["group", "batch", "none"] = opt(
-        "group",
-        "advantages are divided by their group's standard deviation, centred and divided over all "
-        "tokens of the batch, or left as they are",
-    )
-    kl_ctl: float = opt(
-        0.0, "the KL to the reference model, times this, is added to the loss; 0: no reference"
-    )
-    kl_estimator: Literal["k2", "k3"] = opt(
-        "k3", "estimate of that KL at a token: half the squared log-ratio, or Schulman's k3 (GRPO)"
-    )
-    reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
-    reward_bias: float = opt(0.0, "added to rewards, for learning only")
-    reward_clip: float | None = opt(
-        None, "scaled rewards are kept within -this and this, for learning only; null: no limit"
-    )
-    overlong_share: float | None = opt(
-        None,
-        "soft overlong punishment (DAPO): in this last share of gconfig.max_new_tokens the reward "
-        "falls, for learning only; null: off",
-    )
-    overlong_penalty_factor: float = opt(1.0, "... by this at max_new_tokens")
-    mask_truncated_completions: bool = opt(
-        False, "samples cut off by their length leave the loss; their rewards stay in the baseline"
-    )
-
-
-@dataclass(frozen=True)
-class RefConfig:
-    """The frozen model from which actor.kl_ctl keeps the policy; loaded where that is above 0."""
-
-    path: str = opt(
-        "${actor.path}", "Hugging Face folder or hub id; by default the policy as it starts"
-    )
 
 
 @dataclass(frozen=True)

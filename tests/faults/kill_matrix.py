@@ -47,7 +47,8 @@ from arealite.launch.facts import gather  # noqa: E402
 from arealite.launch.plan import make_plan  # noqa: E402
 from arealite.ledger import read_ledger  # noqa: E402
 from arealite.main import train  # noqa: E402
-from arealite.run import ADDRESSES, run_trainer  # noqa: E402
+from arealite.processes import ADDRESSES  # noqa: E402
+from arealite.run import run_trainer  # noqa: E402
 from arealite.telemetry.metrics import load_metrics  # noqa: E402
 from arealite.telemetry.run_folder import read_lines  # noqa: E402
 from arealite.training.weights import WEIGHTS_DIR  # noqa: E402

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from training_support import saved, tiny_tokenizer
 
+from arealite.assembly import open_rollouts
 from arealite.config import Config, load
 from arealite.engines.client import RemoteEngine
 from arealite.errors import ConfigError
 from arealite.main import finetune
 from arealite.processes import ROLE
-from arealite.run import open_rollouts, open_run
+from arealite.run import open_run
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.metrics import load_metrics, series
 from arealite.telemetry.run_folder import RunFolder
@@ -115,7 +116,7 @@ def test_the_client_knows_the_tokenizer_and_whom_to_tell(monkeypatch: pytest.Mon
             given.update(options)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("arealite.run.RemoteEngine", Spy)
+    monkeypatch.setattr("arealite.assembly.RemoteEngine", Spy)
     with open_run(config_of(KEYS)) as run:
         open_rollouts(run, ["127.0.0.1:1"])
         ids = run.tokenizer.encode("1+2<eos>")
