@@ -23,6 +23,7 @@ from arealite.launch.local import Supervisor
 from arealite.launch.plan import Plan, Process
 
 DEADLINE_S = 200.0
+KEY = "the-key-of-this-test"
 
 
 def until(what: Callable[[], Any], name: str) -> Any:
@@ -132,7 +133,7 @@ class Launched:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "arealite.launch", "--config", CONFIG, *SMALL, *settings],
             cwd=folder,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "AREALITE_SERVER_KEY": KEY},
             stdout=self.output,
             stderr=subprocess.STDOUT,
         )
@@ -187,7 +188,9 @@ class Launched:
         until(serves, "the return of the server")
 
     def requests(self, address: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{address}/get_server_info", timeout=60) as reply:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        asked = urllib.request.Request(f"http://{address}/get_server_info", headers=headers)
+        with urllib.request.urlopen(asked, timeout=60) as reply:
             found: dict[str, Any] = json.load(reply)
             return found
 
