@@ -1,0 +1,12 @@
+"""Stands in for torchvision, which the package index has for CUDA alone; see stand_in."""
+
+from stand_in import Absent, absent, stand_in
+
+__version__ = "0.0"  # transformers asks for it
+
+
+def __getattr__(name: str) -> Absent:
+    return absent(__name__, name)
+
+
+stand_in(__name__)
