@@ -14,10 +14,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 """Of real runs: this checkout's code, and a thread each, since machines for tests are small."""
 
 
-def start(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def start(
+    arguments: list[str], cwd: Path, timeout_s: float = 280.0
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=ENVIRONMENT,
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
 
 

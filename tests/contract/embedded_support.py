@@ -46,6 +46,11 @@ LLAMA3_ROPE = {
 CONFIGS = {
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+    # vLLM's and SGLang's attention want heads of a usual size.
+    "served": Qwen2Config(
+        **SIZES | {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+        tie_word_embeddings=True,
+    ),
     "llama": LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False),
 }
 

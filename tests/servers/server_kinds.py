@@ -17,6 +17,9 @@ CONTEXT = 2048
 START_S = 600.0
 """About 30 s on two free cores; many times that where others work or Python has to compile all."""
 
+TIMEOUT_S = START_S + 300.0
+"""Of a test that may be the first of its server."""
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
