@@ -255,7 +255,7 @@ def test_one_of_two_servers_is_killed_and_serves_again_while_the_run_goes_on(fol
 def test_the_only_server_is_started_again_and_when_that_is_used_up_the_run_ends(
     folder: Path,
 ) -> None:
-    settings = ("total_train_steps=2000", "scheduler.restarts=1")
+    settings = ("total_train_steps=2000", "scheduler.restarts=1", "recover.retries=0")
     with launched(folder, "one", *settings) as run:
         run.until_version(2)
         killed = time.time()
