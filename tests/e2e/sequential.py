@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Sequence
 
 from arealite import Config, GenerationHyperparameters
@@ -17,7 +18,7 @@ from arealite.data.rows import Rows
 from arealite.engines.client import RemoteEngine
 from arealite.launch import launch
 from arealite.loading import load_object
-from arealite.processes import is_trainer
+from arealite.processes import KEY, is_trainer
 from arealite.rewards.scorer import Scorer
 from arealite.rollout.runner import play
 from arealite.rollout.seeds import SeededEngine
@@ -30,7 +31,7 @@ from workflows.rlvr import RLVRWorkflow
 
 async def learn(config: Config, addresses: Sequence[str]) -> None:
     algorithm = PolicyGradient(config)
-    engine = RemoteEngine(addresses, Waits())
+    engine = RemoteEngine(addresses, Waits(), key=os.environ[KEY])
     with open_run(config) as run, Policy.load(config, run.total_updates) as policy:
         reward = Scorer(load_object(config.rollout.reward_fn), config.rollout.reward_fn)
         gconfig: GenerationHyperparameters = config.gconfig
