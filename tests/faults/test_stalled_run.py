@@ -43,7 +43,7 @@ def test_a_server_that_stands_still_ends_the_run_with_a_report(tmp_path: Path) -
     settings = [
         *("train_dataset.batch_size=8", "gconfig.n_samples=4", "total_train_steps=2000"),
         *("valid_dataset.path=", "evaluator.freq_steps=null", "rollout.stall_timeout_s=6"),
-        "rollout.reward_fn=reward.py:compute_score",
+        *("rollout.reward_fn=reward.py:compute_score", "recover.retries=0"),
     ]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "arealite.launch", "--config", CONFIG, *settings],
