@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from arealite.config.schema import RolloutConfig
 from arealite.types import GenerationHyperparameters, LogprobMeaning
 
-_VLLM_MODES: dict[str, LogprobMeaning] = {
+VLLM_MODES: dict[str, LogprobMeaning] = {
     "raw_logprobs": "raw",
     "processed_logprobs": "processed",
 }
+"""What each value of vLLM's --logprobs-mode means."""
 
 
 def launched_meaning(rollout: RolloutConfig) -> LogprobMeaning | None:
@@ -29,7 +30,7 @@ def launched_meaning(rollout: RolloutConfig) -> LogprobMeaning | None:
         return "barred"
     if rollout.servers:
         return None
-    return _VLLM_MODES.get(option(rollout.server_args, "--logprobs-mode") or "processed_logprobs")
+    return VLLM_MODES.get(option(rollout.server_args, "--logprobs-mode") or "processed_logprobs")
 
 
 def option(arguments: Sequence[str], name: str) -> str | None:

@@ -22,6 +22,8 @@ from arealite.types import (
 
 MAX_SEED = (1 << 63) - 1
 
+NO_KEY = "it wants an API key: give it as AREALITE_SERVER_KEY"
+
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
 """What reading a reply of the wrong shape raises."""
 
@@ -180,9 +182,6 @@ class Dialect(Protocol):
         version: what the server was told that its weights are.
         """
 
-    def parse_version(self, reply: Any) -> int | None:
-        """The version that a reply to ALIVE tells; None when it tells none."""
-
     def parse_counters(self, reply: Any) -> Mapping[str, float]:
         """tokens_generated, running, waiting and what else the server counts."""
 
@@ -232,6 +231,26 @@ def spread(spans: Any, n_tokens: int) -> list[int]:
             raise ValueError(f"versions go backwards, from {versions[-1]} to {version}")
         versions.extend([version] * (span["end"] - span["start"]))
     return versions
+
+
+def check_prompt(told: Any, length: int) -> None:
+    """told: how many tokens the prompt of a reply has, where it says. Raises EngineError."""
+    if told is not None and told != length:
+        raise EngineError(f"the server answered a prompt of {told} tokens, sent were {length}")
+
+
+def check_version(reported: int, version: int) -> None:
+    """reported: what a probe was answered as. Raises EngineError."""
+    if reported != version:
+        raise EngineError(f"it answers the probe as version {reported}")
+
+
+def told_version(reply: Any) -> int | None:
+    """The version that a reply to ALIVE tells; None when it tells none that can be read."""
+    try:
+        return version_of(reply["weight_version"])
+    except MALFORMED:
+        return None
 
 
 def version_of(name: Any) -> int:

@@ -13,11 +13,14 @@ from typing import Any
 from arealite.engines.dialect import (
     MALFORMED,
     MAX_SEED,
+    NO_KEY,
     Abilities,
     Answer,
     Part,
     Question,
     Step,
+    check_prompt,
+    check_version,
     checked,
     spread,
     version_of,
@@ -34,7 +37,7 @@ def abilities(answers: Sequence[Answer]) -> Abilities:
     """SGLang tells its version and every setting; the embedded server only its name."""
     [info] = answers
     if info.status == 401:
-        return Abilities("SGLang", lacks="it wants an API key: give it as AREALITE_SERVER_KEY")
+        return Abilities("SGLang", lacks=NO_KEY)
     told = info.value if info.status == 200 else None
     if not isinstance(told, Mapping):
         return Abilities()
@@ -132,17 +135,8 @@ def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -
         raise EngineError(f"the probe's reply is malformed: {error!r}") from None
     if len(tokens) == len(asked["input_ids"]) and tokens != asked["input_ids"]:
         raise EngineError("the probe's reply is about other tokens than were sent")
-    if reported != version:
-        raise EngineError(f"it answers the probe as version {reported}")
+    check_version(reported, version)
     return logprobs
-
-
-def parse_version(reply: Any) -> int | None:
-    """The version that the server says it serves; None when it says nothing that can be read."""
-    try:
-        return version_of(reply["weight_version"])
-    except MALFORMED:
-        return None
 
 
 def parse_counters(reply: Any) -> Mapping[str, float]:
@@ -206,9 +200,7 @@ def _check_addressee(meta: Mapping[str, Any], asked: Mapping[str, Any], mark: st
         single = asked["sampling_params"]["n"] == 1
         if single or (str(name).startswith(mark) and not str(name).startswith(f"{rid}-")):
             raise EngineError(f"the server answered the request {name}, asked was {rid}")
-    length, told = len(asked["input_ids"]), meta.get("prompt_tokens")
-    if told is not None and told != length:
-        raise EngineError(f"the server answered a prompt of {told} tokens, sent were {length}")
+    check_prompt(meta.get("prompt_tokens"), len(asked["input_ids"]))
 
 
 def _versions(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from arealite.engines.dialect import Abilities, Dialect
+from arealite.engines.dialect import Abilities, Dialect, told_version
 from arealite.engines.fleet import Event, Fleet, Health, Server
 from arealite.engines.http import Transport
 from arealite.errors import ConfigError, EngineError, EnginesExhausted
@@ -264,7 +264,7 @@ class Upkeep:
 
     def _look_at_version(self, server: Server, reply: Any, floor: int) -> None:
         """One that was started again between two looks shows it here, before it is asked."""
-        told = self._dialect.parse_version(reply)
+        told = told_version(reply)
         if told is None or server.ceiling is None or server.state != "serving":
             return
         try:

@@ -12,19 +12,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from arealite.config.logprobs import VLLM_MODES
 from arealite.engines.dialect import (
     MALFORMED,
+    NO_KEY,
     Abilities,
     Answer,
     Part,
     Question,
     Step,
+    check_prompt,
+    check_version,
     checked,
     spread,
-    version_of,
 )
 from arealite.errors import EngineError
-from arealite.types import GenerationHyperparameters, LogprobMeaning, VersionsFrom, WeightUpdate
+from arealite.types import GenerationHyperparameters, VersionsFrom, WeightUpdate
 
 GENERATE, ALIVE, COUNTERS = "/inference/v1/generate", "/weight_info", "/metrics"
 
@@ -33,11 +36,6 @@ SEEDS = 1 << 62
 
 NO_LOGPROB = -9000.0
 """Below it lies only -9999, which the server sends for what is no finite number."""
-
-_MEANINGS: Mapping[str, LogprobMeaning] = {
-    "raw_logprobs": "raw",
-    "processed_logprobs": "processed",
-}
 
 _COUNTERS = {
     "vllm:num_requests_running": "running",
@@ -64,7 +62,7 @@ def abilities(answers: Sequence[Answer]) -> Abilities:
     transfer = _within(config, "weight_transfer_config").get("backend")
     return Abilities(
         f"vLLM {_within(version.value).get('version', 'of unknown version')}",
-        _MEANINGS.get(told),
+        VLLM_MODES.get(told),
         most if type(most) is int else None,
         loader="file transfer" if transfer == "file" else "reload_weights",
         lacks=_lacks(weights, generate, told),
@@ -73,14 +71,14 @@ def abilities(answers: Sequence[Answer]) -> Abilities:
 
 def _lacks(weights: Answer, generate: Answer, mode: str) -> str:
     if 401 in (weights.status, generate.status):
-        return "it wants an API key: give it as AREALITE_SERVER_KEY"
+        return NO_KEY
     if weights.status == 404:
         return "its weights cannot be changed: start it with VLLM_SERVER_DEV_MODE=1"
     if generate.status in (403, 404):
         return "it does not take token ids: start it with --enable-scale-out (vLLM 0.32 or newer)"
     if not mode:
         return "it does not tell what its log-probabilities mean (GET /server_info): use vLLM 0.32"
-    if mode not in _MEANINGS:
+    if mode not in VLLM_MODES:
         return f"it reports logits (--logprobs-mode {mode}): start it with processed_logprobs"
     return ""
 
@@ -165,9 +163,7 @@ def _check_addressee(reply: Any, asked: Mapping[str, Any]) -> None:
     name, rid = str(reply["request_id"]), asked["request_id"]
     if name != rid and not name.endswith(f"-{rid}"):
         raise EngineError(f"the server answered the request {name}, asked was {rid}")
-    length, told = len(asked["token_ids"]), (reply.get("usage") or {}).get("prompt_tokens")
-    if told is not None and told != length:
-        raise EngineError(f"the server answered a prompt of {told} tokens, sent were {length}")
+    check_prompt((reply.get("usage") or {}).get("prompt_tokens"), len(asked["token_ids"]))
 
 
 def probe_body(input_ids: Sequence[int], rid: str) -> dict[str, Any]:
@@ -202,17 +198,8 @@ def parse_probe(reply: Any, asked: Mapping[str, Any], mark: str, version: int) -
         reported = spread(spans, 1)[0] if spans else version
     except MALFORMED as error:
         raise EngineError(f"the probe's reply is malformed: {error!r}") from None
-    if reported != version:
-        raise EngineError(f"it answers the probe as version {reported}")
+    check_version(reported, version)
     return logprobs if len(entries) == len(tokens) else []
-
-
-def parse_version(reply: Any) -> int | None:
-    """The version that the server says it serves; None when it says nothing that can be read."""
-    try:
-        return version_of(reply["weight_version"])
-    except MALFORMED:
-        return None
 
 
 def parse_counters(reply: Any) -> Mapping[str, float]:

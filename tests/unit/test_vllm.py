@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arealite.engines import vllm
-from arealite.engines.dialect import Abilities, Answer
+from arealite.engines.dialect import Abilities, Answer, told_version
 from arealite.errors import EngineError
 from arealite.types import GenerationHyperparameters, Probe, WeightUpdate
 
@@ -200,10 +200,10 @@ def test_a_probe_of_another_version_or_of_other_tokens_is_an_error() -> None:
 
 
 def test_the_version_is_told_by_weight_info() -> None:
-    assert vllm.parse_version({"weight_version": "default"}) == 0
-    assert vllm.parse_version({"weight_version": "12"}) == 12
-    assert vllm.parse_version({"weight_version": "main"}) is None
-    assert vllm.parse_version([]) is None
+    assert told_version({"weight_version": "default"}) == 0
+    assert told_version({"weight_version": "12"}) == 12
+    assert told_version({"weight_version": "main"}) is None
+    assert told_version([]) is None
 
 
 def test_counters_are_summed_over_the_engines_of_a_server() -> None:
