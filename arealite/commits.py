@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from arealite import stopping
 from arealite.checkpoints.changes import plain
-from arealite.checkpoints.manifest import sync
 from arealite.checkpoints.resume import state_of
 from arealite.checkpoints.store import Store
 from arealite.crash import crash_point
@@ -20,6 +19,7 @@ from arealite.errors import CheckpointError, ConfigError, Preempted
 from arealite.ledger import AccountError, Ledger
 from arealite.rollout.door import Rollouts
 from arealite.rollout.snapshot import Snapshot, from_lines, to_lines
+from arealite.telemetry.run_folder import sync
 from arealite.training.checkpoint import write_model
 from arealite.training.policy import Policy
 from arealite.training.state import PolicyState, save_trainer

@@ -138,17 +138,25 @@ class Instant(ScriptedEngine):
         super().__init__()
         replies = [parse(json.loads(text), script) for text in script.texts()]
         self._parts = itertools.cycle([part for parts in replies for part in parts])
-        self._waits, self._group, self._wait = script.waits(), script.group, 0.0
+        self._waits, self._group = script.waits(), script.group
+        self._answer: asyncio.Future[None] | None = None
 
     async def agenerate(self, request: ModelRequest) -> ModelResponse:
-        if self.requests % self._group == 0:  # one answer for the group, as over HTTP
-            self._wait = next(self._waits)
+        if self.requests % self._group == 0 or self._answer is None:
+            loop = asyncio.get_running_loop()  # one answer for the group, as over HTTP
+            self._answer = loop.create_future()
+            loop.call_later(next(self._waits), _settle, self._answer)
         self.requests += 1
-        await asyncio.sleep(self._wait)
+        await self._answer
         part = next(self._parts)
         self.tokens_generated += len(part.tokens)
         versions = [self.version] * len(part.tokens)
         return ModelResponse(request.input_ids, part.tokens, part.logprobs, versions, "stop")
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():  # cancelled, at the end
+        future.set_result(None)
 
 
 # --- 5,000 at once

@@ -11,22 +11,24 @@ import yaml
 from arealite.config import Config, to_yaml
 from arealite.errors import ConfigError
 
-FREE = (
-    *("experiment_name", "trial_name", "fileroot", "prepare", "scheduler", "stats_logger"),
-    *("saver", "recover", "evaluator", "valid_dataset", "actor.threads"),
-    *(f"reward.{key}" for key in ("mode", "workers", "timeout_s", "memory_mb", "isolation")),
-    *("total_train_steps", "total_train_epochs"),
-    *(f"actor.{key}" for key in ("device", "mb_spec", "share_prompts", "gradient_checkpointing")),
-    *(f"rollout.{key}" for key in ("backend", "n_servers", "device", "threads")),
-    *(f"rollout.{key}" for key in ("max_running_requests", "max_concurrent_rollouts")),
-    *(f"rollout.{key}" for key in ("update_mode", "concurrency", "episode_timeout_s")),
-    *(f"rollout.{key}" for key in ("request_timeout_s", "request_retries", "server_timeout_s")),
-    *("rollout.setup_timeout_s", "rollout.stall_timeout_s"),
-)
-"""Settings, and sections, of how a run is carried out; all others are of what it learns."""
+_SHARE = "actor.threads"
+"""The launcher's division of the cores: nobody set it."""
 
 _BITS = ("actor.device", "actor.mb_spec", "actor.share_prompts", "actor.gradient_checkpointing")
 _LENGTH = ("total_train_steps", "total_train_epochs")
+
+FREE = (
+    *("experiment_name", "trial_name", "fileroot", "prepare", "scheduler", "stats_logger"),
+    *("saver", "recover", "evaluator", "valid_dataset", _SHARE, *_BITS, *_LENGTH),
+    *(f"reward.{key}" for key in ("mode", "workers", "timeout_s", "memory_mb", "isolation")),
+    *(f"rollout.{key}" for key in ("backend", "n_servers", "device", "threads")),
+    *(f"rollout.{key}" for key in ("servers", "python", "tensor_parallel_size", "server_args")),
+    *("rollout.weights_dir", "rollout.setup_timeout_s", "rollout.stall_timeout_s"),
+    *(f"rollout.{key}" for key in ("max_running_requests", "max_concurrent_rollouts")),
+    *(f"rollout.{key}" for key in ("update_mode", "concurrency", "episode_timeout_s")),
+    *(f"rollout.{key}" for key in ("request_timeout_s", "request_retries", "server_timeout_s")),
+)
+"""Settings, and sections, of how a run is carried out; all others are of what it learns."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def changes(before: Mapping[str, Any], config: Config) -> list[Change]:
     return [
         Change(key, old[key], new[key], _harm(key, config))
         for key in old
-        if key in new and old[key] != new[key] and key != "actor.threads"  # the launcher's share
+        if key in new and old[key] != new[key] and key != _SHARE
     ]
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arealite.crash import crash_point
 from arealite.errors import CheckpointError
-from arealite.telemetry.run_folder import write_atomically
+from arealite.telemetry.run_folder import sync, write_atomically
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -86,15 +85,6 @@ def verify(folder: Path) -> dict[str, Any]:
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:

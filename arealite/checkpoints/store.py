@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arealite.checkpoints.manifest import MANIFEST, read, seal, sync, verify, write
+from arealite.checkpoints.manifest import MANIFEST, read, seal, verify, write
 from arealite.crash import crash_point
 from arealite.errors import CheckpointError
+from arealite.telemetry.run_folder import sync
 
 LATEST = "latest"
 STATE_FILES = ("trainer.safetensors", "rollouts.jsonl", "ledger.json")

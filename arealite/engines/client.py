@@ -21,11 +21,11 @@ from typing import Any
 from arealite.engines import sglang, vllm
 from arealite.engines.dialect import Dialect, Part
 from arealite.engines.fleet import Server
-from arealite.engines.http import pause_s
 from arealite.engines.stops import Decode, first_end
-from arealite.engines.upkeep import Names, Refusal, Report, Upkeep, together
+from arealite.engines.upkeep import Names, Refusal, Report, Upkeep
 from arealite.errors import EngineError, EnginesExhausted
-from arealite.telemetry.waits import Waits
+from arealite.replies import pause_s
+from arealite.telemetry.waits import Waits, together
 from arealite.types import (
     GenerationHyperparameters,
     ModelRequest,

@@ -18,11 +18,10 @@ import aiohttp
 from arealite.engines.dialect import Answer
 from arealite.engines.fleet import Server
 from arealite.errors import EngineError
+from arealite.replies import content, pause_s, retry_after_s
 from arealite.telemetry.waits import Waits
 
 T = TypeVar("T")
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 """A longer reply is a fault: 64 samples of 32,768 tokens with their log-probabilities are half."""
@@ -221,16 +220,16 @@ class Transport:
         method: str,
         server: Server,
         path: str,
-        content: Any,
+        sent: Any,
         deadline_s: float,
         fresh: bool = False,
     ) -> Any:
         async def whole(reply: aiohttp.ClientResponse) -> bytes:
             if reply.status != 200:
                 raise await _refusal(server, f"{method} {path}", reply)
-            return await _content(reply)
+            return await content(reply, MAX_REPLY_BYTES)
 
-        body = await self._exchange(method, server, path, content, deadline_s, whole, fresh)
+        body = await self._exchange(method, server, path, sent, deadline_s, whole, fresh)
         try:
             if len(body) <= LONG_REPLY_BYTES:
                 return _json(body)
@@ -246,7 +245,7 @@ class Transport:
         method: str,
         server: Server,
         path: str,
-        content: Any,
+        sent: Any,
         deadline_s: float,
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
         fresh: bool = False,
@@ -258,7 +257,7 @@ class Transport:
         try:
             with self._waits.on(f"server {server.address}", what, deadline_s):
                 async with self._session(fresh).request(
-                    method, server.url + path, json=content, timeout=timeout, allow_redirects=False
+                    method, server.url + path, json=sent, timeout=timeout, allow_redirects=False
                 ) as reply:
                     return await read(reply)
         except TimeoutError:
@@ -277,23 +276,8 @@ class Transport:
         return self._sessions[fresh]
 
 
-def pause_s(count: int) -> float:
-    """Seconds before the next try: doubling from the first pause to the longest."""
-    return min(FIRST_PAUSE_S * 2.0 ** min(count, 32), LONGEST_PAUSE_S)
-
-
-async def _content(reply: aiohttp.ClientResponse) -> bytes:
-    """The whole body. Raises ValueError when it is longer than any answer can be."""
-    body = bytearray()
-    async for piece in reply.content.iter_any():
-        body += piece
-        if len(body) > MAX_REPLY_BYTES:
-            raise ValueError(f"it answered more than {MAX_REPLY_BYTES} bytes")
-    return bytes(body)
-
-
 async def _anything(reply: aiohttp.ClientResponse) -> Answer:
-    body = await _content(reply)
+    body = await content(reply, MAX_REPLY_BYTES)
     try:
         return Answer(reply.status, json.loads(body))
     except (ValueError, RecursionError):
@@ -319,11 +303,7 @@ async def _refusal(server: Server, what: str, reply: aiohttp.ClientResponse) -> 
         f"server {server.address} answered {reply.status} to {what}: {await _message(reply)}"
     )
     if isinstance(error, Busy):
-        try:  # seconds; the other form that HTTP allows, a date, is ignored
-            seconds = float(reply.headers.get("Retry-After", ""))
-            error.retry_after_s = seconds if seconds >= 0 else None
-        except ValueError:
-            pass
+        error.retry_after_s = retry_after_s(reply)
     return error
 
 

@@ -11,18 +11,16 @@ import asyncio
 import itertools
 import math
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from arealite.engines.dialect import Abilities, Dialect, told_version
 from arealite.engines.fleet import Event, Fleet, Health, Server
 from arealite.engines.http import Transport
 from arealite.errors import ConfigError, EngineError, EnginesExhausted
-from arealite.telemetry.waits import Waits, waited
+from arealite.telemetry.waits import Waits, together, waited
 from arealite.types import Probe, WeightUpdate
-
-T = TypeVar("T")
 
 Report = Callable[[Sequence[Mapping[str, Any]]], None]
 Refusal = Callable[[Abilities], str]
@@ -306,17 +304,6 @@ class Upkeep:
         if server.state == "stale" and before.state == "suspect":
             self._alarm(f"{server.health.reason}; it is given the current weights again")
         self._tell(self.fleet.report())
-
-
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; the first error ends the others too, so that none goes on unseen."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _difference(probe: Probe, answered: Sequence[float]) -> float:

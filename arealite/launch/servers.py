@@ -76,9 +76,8 @@ def environment_of(device: str, threads: int, gpus: range) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        environment["CUBLAS_WORKSPACE_CONFIG"] = (
-            ":4096:8"  # `deterministic` needs it; it costs 8 MB
-        )
+        # `deterministic` needs it; it costs 8 MB.
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return environment
 
 

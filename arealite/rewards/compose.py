@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from arealite.errors import Unscorable
-from arealite.rewards.scorer import Outcome, Score, alone, together
+from arealite.rewards.scorer import Outcome, Score, alone
 from arealite.rewards.signature import Signature
-from arealite.telemetry.waits import Waits
+from arealite.telemetry.waits import Waits, together
 from arealite.types import Completion
 
 

@@ -19,10 +19,11 @@ from typing import Any
 from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ArealiteError, ConfigError, ErrorBudgetSpent, Unscorable
 from arealite.rewards.confine import in_words
-from arealite.rewards.scorer import Outcome, Score, alone, checked, together
+from arealite.rewards.scorer import Outcome, Score, alone, checked
 from arealite.rewards.seat import Seat
 from arealite.rewards.signature import Arguments, Signature, label_of, time_limit
 from arealite.rewards.template import Limits, Template, ending
+from arealite.telemetry.waits import together
 from arealite.types import Completion
 
 MOST_RESTARTS = 10

@@ -6,16 +6,16 @@ import asyncio
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from arealite.errors import EpisodeError, Unscorable
 from arealite.rewards.signature import Signature, signature_of
 from arealite.telemetry.quarantine import Quarantine
+from arealite.telemetry.waits import together
 from arealite.types import Completion
 
-T = TypeVar("T")
 Score = float | dict[str, float]
 Outcome = Score | Unscorable
 """What became of one sample; Unscorable is a value here, since its siblings go on."""
@@ -59,19 +59,6 @@ async def _outcome(score: Awaitable[Any]) -> Outcome:
     except Unscorable as error:
         return error
     return result
-
-
-async def together(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results, in order. What one of them raises ends the others and is raised as it is."""
-    parts = list(parts)
-    if len(parts) == 1:
-        return [await parts[0]]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part) for part in parts]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 class Scorer:

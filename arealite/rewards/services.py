@@ -26,10 +26,10 @@ import aiohttp
 
 from arealite.config.secrets import hide
 from arealite.errors import ConfigError, Unscorable
+from arealite.replies import content, pause_s, retry_after_s
 
 T = TypeVar("T")
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 MOST_REPLY = 1 << 20
 """Bytes of a reply; a longer one is a fault."""
 _MOST_SHOWN = 200
@@ -94,8 +94,7 @@ class Service:
                         hide(f"{self._url}: {failed}, at attempt {tried} of {1 + self._retries}"),
                         "service",
                     ) from None
-                pause = min(FIRST_PAUSE_S * 2.0 ** (tried - 1), LONGEST_PAUSE_S)
-                await asyncio.sleep(max(pause, failed.pause_s or 0.0))
+                await asyncio.sleep(max(pause_s(tried - 1), failed.pause_s or 0.0))
 
     async def _attempt(self, body: Mapping[str, Any]) -> Any:
         session = await self._here()
@@ -110,8 +109,9 @@ class Service:
                 text = await _text(reply)
                 if reply.status != 200:
                     again = reply.status in _TRY_AGAIN or reply.status >= 500
-                    pause_s = _seconds(reply.headers.get("Retry-After"))
-                    raise _Failed(f"it answered {reply.status}: {_short(text)}", again, pause_s)
+                    raise _Failed(
+                        f"it answered {reply.status}: {_short(text)}", again, retry_after_s(reply)
+                    )
         except TimeoutError:
             raise _Failed(f"no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -241,11 +241,10 @@ async def _sessions() -> AsyncGenerator[aiohttp.ClientSession, None]:
 
 
 async def _text(reply: aiohttp.ClientResponse) -> str:
-    body = bytearray()
-    async for piece in reply.content.iter_any():
-        body += piece
-        if len(body) > MOST_REPLY:
-            raise _Failed(f"it answered more than {MOST_REPLY} bytes")
+    try:
+        body = await content(reply, MOST_REPLY)
+    except ValueError as error:
+        raise _Failed(str(error)) from None
     return body.decode(errors="replace")
 
 
@@ -254,15 +253,6 @@ def _scores(reply: Any, n: int) -> list[Any]:
     if not isinstance(scores, list) or len(scores) != n:
         raise ValueError(f"`scores` must be a list of {n}")
     return scores
-
-
-def _seconds(text: str | None) -> float | None:
-    """Of Retry-After; the other form that HTTP allows, a date, is ignored."""
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < float("inf") else None
 
 
 def _key(variable: str) -> str:

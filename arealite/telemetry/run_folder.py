@@ -158,11 +158,16 @@ def write_atomically(path: str | Path, text: str | bytes, fsync: bool = False) -
         temporary.unlink(missing_ok=True)
         raise
     if fsync:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name itself
-        finally:
-            os.close(folder)
+        sync(path.parent)  # the new name itself
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # In a file of lines these three would look like line ends to str.splitlines(), and a lone
@@ -322,18 +327,19 @@ class JsonLines:
         """Another file has taken the place of this one, and says all that was to be written."""
         with self._lock:
             self._pending.clear()
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._shut()
 
     def close(self) -> None:
         """Flushes and closes; a later write opens the file again."""
         with self._lock:
             trouble = self._flush()
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._shut()
         self._report(trouble)
+
+    def _shut(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _flush_if_due(self) -> OSError | None:
         late = time.monotonic() - self._flushed_at >= self._flush_s

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -153,3 +153,17 @@ async def waited(
             raise error(
                 f"{owner} did not deliver {what} in {seconds:.1f} s (deadline {deadline_s:g} s)"
             ) from None
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results, in order. The first error ends the others too, so that none goes on unseen."""
+    coroutines = list(coroutines)
+    if len(coroutines) == 1:
+        return [await coroutines[0]]  # without a task: the reward of most samples comes here
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

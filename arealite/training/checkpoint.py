@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from arealite.checkpoints.manifest import MANIFEST, seal, sync
+from arealite.checkpoints.manifest import MANIFEST, seal
 from arealite.errors import ConfigError
+from arealite.telemetry.run_folder import sync
 
 
 def check_export(folder: Path) -> None:

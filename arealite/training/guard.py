@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from typing import Any
 from arealite.data.batch import Sample
 from arealite.errors import NonFinite
 from arealite.telemetry.run_folder import write_atomically
+
+log = logging.getLogger("arealite.training")
 
 PATIENCE = 3
 """Updates in a row that may be left out; the last of them ends the run."""
@@ -39,10 +42,14 @@ class Guard:
         kept = ""
         if self._folder is not None:
             file = self._folder / f"version-{version}-update-{update}.json"
-            self._folder.mkdir(parents=True, exist_ok=True)
             told = {"version": version, "reason": reason, "samples": [_plain(s) for s in samples]}
-            write_atomically(file, json.dumps(told, allow_nan=False) + "\n")
-            kept = f"; the batches are kept in {self._folder}"
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps(told, allow_nan=False) + "\n")
+                kept = f"; the batches are kept in {self._folder}"
+            except OSError as error:  # a full disk costs this evidence, not the run
+                kept = f"; their batch could not be kept in {self._folder} ({error.strerror})"
+                log.warning("%s at version %d%s", reason, version, kept)
         if self._in_a_row >= PATIENCE:
             raise NonFinite(
                 f"{reason} at version {version}, the update number {PATIENCE} in a row that would "

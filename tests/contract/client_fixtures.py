@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from arealite.engines import http
+from arealite import replies
 
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client tries again after milliseconds."""
-    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(replies, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(replies, "LONGEST_PAUSE_S", 0.02)

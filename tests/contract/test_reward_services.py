@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
+from arealite import replies
 from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ConfigError, Unscorable
 from arealite.rewards import services
@@ -62,7 +63,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(replies, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-quite-secret")
 
 

@@ -9,6 +9,7 @@ import pytest
 from chaos import ANSWERS, WELCOME, WIRE, names, vanished
 from client_support import UPDATE, FakeServer, ask, client_of, refusing, run, sample, says
 
+from arealite import replies
 from arealite.engines import http
 from arealite.errors import EngineError, EnginesExhausted
 
@@ -124,8 +125,8 @@ def test_an_empty_sample_is_an_error_not_a_number() -> None:
 
 
 def test_busy_answers_use_up_no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.04)
+    monkeypatch.setattr(replies, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(replies, "LONGEST_PAUSE_S", 0.04)
 
     async def test(server: FakeServer, _: FakeServer) -> None:
         server.next["/generate"] += [says("full", 429)] * 6

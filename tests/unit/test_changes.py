@@ -32,6 +32,20 @@ def test_what_only_changes_how_a_run_is_carried_out_passes() -> None:
     ]
 
 
+def test_a_run_may_go_on_with_other_servers() -> None:
+    rollout = replace(
+        Config().rollout,
+        servers=["elsewhere:1"],
+        python="/env/bin/python",
+        tensor_parallel_size=2,
+        server_args=["--enable-metrics"],
+        weights_dir="/everywhere",
+    )
+    found = check_changes(plain(config_of()), replace(config_of(), rollout=rollout), "it")
+    assert len(found) == 5
+    assert not any(change.harm for change in found)
+
+
 @pytest.mark.parametrize(
     ("now", "key"),
     [

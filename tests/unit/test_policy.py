@@ -157,6 +157,18 @@ def test_the_third_spoiled_update_in_a_row_ends_the_run(tmp_path: Path) -> None:
     assert [sample["advantage"] for sample in kept["samples"]][:2] == ["nan", samples[1].advantage]
 
 
+def test_a_batch_that_cannot_be_kept_costs_the_evidence_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "full").touch()  # where a folder was to be: the disk refuses
+    policy = Policy(tiny_model(), config_for(lr=0.0), 10, guard=Guard(tmp_path / "full" / "x"))
+    assert policy.update(batch_of(ragged_samples(4)), _spoiled)["train/skipped_updates"] == 1.0
+    assert "their batch could not be kept in" in caplog.text
+    policy.update(batch_of(ragged_samples(4)), _spoiled)
+    with pytest.raises(NonFinite, match="spoiled the weights; their batch could not be kept"):
+        policy.update(batch_of(ragged_samples(4)), _spoiled)
+
+
 def test_one_spoiled_minibatch_costs_itself_alone() -> None:
     policy, half = _policy(minibatches=2), _policy(minibatches=2)
     samples = ragged_samples(6, seed=4)

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 
 from arealite.types import (
@@ -36,7 +37,11 @@ GOOD: dict[str, Any] = {
         ({"loss_mask": [1, 1, 1], "versions": [0, 0, 0]}, "no prefix"),
         ({"logprobs": [0.0, -1.0, math.nan]}, "not finite"),
         ({"logprobs": [0.0, -math.inf, -1.0]}, "not finite"),
+        ({"logprobs": [0.0, -math.inf, math.inf]}, "not finite"),
+        ({"logprobs": (0.0, -1.0, -2.0), "tokens": bytearray()}, "0, 3, 3 and 3 entries"),
+        ({"logprobs": numpy.array([0.0, -1.0, -2.0])}, "logprobs is a ndarray, it must be a list"),
         ({"versions": [-1, -1, 4]}, "no version"),
+        ({"loss_mask": [0, 1, 0], "versions": [-1, -2, -1]}, "no version"),
         ({"reward": math.nan}, "finite number"),
         ({"reward": math.inf}, "finite number"),
         ({"reward": None}, "finite number"),
@@ -54,6 +59,11 @@ def test_a_trajectory_knows_its_sampled_tokens() -> None:
     good = Trajectory(**GOOD)
     assert good.sampled == 2
     assert good.oldest_version == 3
+
+
+def test_tokens_between_those_sampled_have_no_version_of_their_own() -> None:
+    turns = Trajectory([1, 2, 3, 4], [0, 1, 0, 1], [0.0, -1.0, 0.0, -1.0], [-1, 5, -1, 3], 1.0)
+    assert (turns.sampled, turns.oldest_version) == (2, 3)
 
 
 def test_from_response_is_the_single_turn_case() -> None:
