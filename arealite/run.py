@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arealite import stopping
+from arealite.checkpoints.export import check_export
 from arealite.checkpoints.resume import goes_on, recover
 from arealite.checkpoints.store import Checkpoint
 from arealite.commits import Commits
@@ -45,7 +46,7 @@ from arealite.telemetry.status import Status
 from arealite.telemetry.summary import summarise
 from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits
-from arealite.training.checkpoint import check_export, save_model
+from arealite.training.checkpoint import save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
 from arealite.training.sft import epochs, to_samples

@@ -87,6 +87,16 @@ def test_seeing(demo_files: Path, tutorial_run: Path) -> None:
     assert "brevity" in shell("python -m arealite.show runs/my-task/trial0", demo_files).stdout
 
 
+def test_exporting(demo_files: Path, tutorial_run: Path) -> None:
+    """The commands of docs/reliability.md, on the tutorial's run."""
+    page = ROOT / "docs" / "reliability.md"
+    (command,) = (line for _, text in blocks(page, "bash") for line in text.splitlines())
+    done = shell(command, demo_files)
+    assert (done.returncode, done.stdout) == (0, "version 2 of my-task/trial0 is in exported\n")
+    again = shell(f"{command} --version 7", demo_files)
+    assert (again.returncode, "no checkpoint of version 7" in again.stderr) == (2, True)
+
+
 def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
     """The last section of the tutorial."""
     page = ROOT / "docs" / "tutorial.md"

@@ -10,14 +10,17 @@ import torch
 from training_support import saved, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from arealite.checkpoints.export import check_export
+from arealite.checkpoints.manifest import MANIFEST
 from arealite.config import ActorConfig
 from arealite.errors import ConfigError
-from arealite.training.checkpoint import MANIFEST, check_export, save_model
+from arealite.training.checkpoint import save_model
 from arealite.training.model import load_model
 
 
 def _save(folder: Path, version: int) -> Path:
-    return save_model(tiny_model(version), tiny_tokenizer(), folder, version)
+    save_model(tiny_model(version), tiny_tokenizer(), folder, version)
+    return folder
 
 
 @pytest.fixture
