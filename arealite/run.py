@@ -153,7 +153,7 @@ class Run:
         told = {**metrics, **timed, **self._accuracy(episodes), **self._pace.shares(metrics)}
         self._recorder.record(version, told)
         crash_point("metrics_written")
-        self._watch_losses(metrics, len(episodes))
+        self._watch_losses(version, metrics, len(episodes))
         if self.transcripts is not None and episodes:
             for episode in episodes:
                 self.transcripts.write(
@@ -166,9 +166,10 @@ class Run:
                 )
             self.transcripts.flush()
 
-    def _watch_losses(self, metrics: Mapping[str, float], trained: int) -> None:
+    def _watch_losses(self, version: int, metrics: Mapping[str, float], trained: int) -> None:
         """What the staleness bound costs, or a step that was left out, should be an exception."""
-        if metrics.get("train/skipped_updates", 0.0):
+        if left_out := int(metrics.get("train/skipped_updates", 0.0)):
+            self._tell_left_out(version, left_out, trained)
             self.status.alarm(
                 "NaN or inf in the loss or its gradient: the update was left out, and its batch is "
                 f"in {self.folder.nonfinite}"
@@ -180,6 +181,12 @@ class Run:
                 f"more than {MUCH:.0%} of a batch was too old to train: raise "
                 "rollout.max_head_offpolicyness or lower rollout.max_concurrent_rollouts"
             )
+
+    def _tell_left_out(self, version: int, updates: int, trained: int) -> None:
+        """To the ledger, which counts the version's rows as trained. A row's samples may lie in
+        several minibatches: all rows count, where one of the updates was left out."""
+        if self.ledger is not None and trained:
+            self.ledger.note("left_out", rows=trained, version=version, updates=updates)
 
     def _accuracy(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Share of the batch's samples that solved their row."""

@@ -45,6 +45,8 @@ def report(reading: Reading, account: Account) -> Iterator[str]:
     yield f"planned      {counts['planned']:>10,}    tokens {tokens['generated']:>13,}"
     for fate in FATES:
         yield f"  {fate:<11}{counts[fate]:>10,}           {tokens[fate]:>13,}"
+        if fate == "trained" and counts["left_out"]:
+            yield f"    left out {counts['left_out']:>10,}  (of these: NaN or inf in their update)"
     finished = len(account.open) - account.in_flight
     yield (
         f"  finished   {finished:>10,}           {account.buffered_tokens:>13,}"

@@ -14,7 +14,9 @@ settled is never planned again. What a crash took back is to do once more: rolle
     filtered   id, tokens          its episode ended, and a filter (or its workflow) rejects it
     failed     id                  its episode failed
     stale      id                  it waited too long, and is dropped
-    trained    ids, version        this version's weights have learned from them
+    trained    ids, version        this version was made of them
+    left_out   rows, version,      so many of them belong to optimizer updates that were left out,
+               updates             since their numbers were not finite: nothing was learned there
     committed  version, to         a checkpoint holds all up to the sequence `to`
 """
 
@@ -36,7 +38,8 @@ class AccountError(Exception):
 
 class Account:
     """open: ids that are planned and not settled, with the tokens of a finished episode, or
-    IN_FLIGHT. counts: planned, the four fates, rolled_back. tokens: sampled ones, likewise.
+    IN_FLIGHT. counts: planned, the four fates, rolled_back, and left_out, which are of the
+    trained. tokens: sampled ones, likewise.
     """
 
     def __init__(self, rows: int) -> None:
@@ -68,6 +71,8 @@ class Account:
         elif event == "trained":
             for sample_id in fields["ids"]:
                 self._settle(sample_id, "trained", self._finished(sample_id, event))
+        elif event == "left_out":
+            self.counts["left_out"] += fields["rows"]
         elif event == "stale":
             self._settle(fields["id"], event, self._finished(fields["id"], event))
         elif event in ("filtered", "failed"):

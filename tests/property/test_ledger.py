@@ -83,6 +83,13 @@ class LedgerMachine(RuleBasedStateMachine):
             del self.finished[sample_id]
             self.fates[sample_id] = "trained"
 
+    @precondition(lambda self: "trained" in self.fates.values())
+    @rule()
+    def leave_out(self) -> None:
+        before = self.ledger.account.counts["left_out"]
+        self.ledger.note("left_out", rows=1, version=self.version, updates=1)
+        assert self.ledger.account.counts["left_out"] == before + 1
+
     @precondition(lambda self: self.finished)
     @rule(data=st.data())
     def drop(self, data: Any) -> None:
