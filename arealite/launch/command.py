@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from arealite import stopping
 from arealite.checkpoints.resume import goes_on, preview
 from arealite.checkpoints.store import Store
 from arealite.config import Config, load
 from arealite.config.cli import parser
-from arealite.errors import ArealiteError, ConfigError, boundary
+from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
 from arealite.launch.attempts import Attempts
 from arealite.launch.facts import gather
 from arealite.launch.inputs import check_code, require
@@ -32,7 +33,7 @@ def launch(
     itself here and is started again, as the trainer.
     """
     follow_parent()  # a prepare step may be a launcher itself
-    with boundary():
+    with boundary(), stopping.interrupted():
         arguments = parser().parse_intermixed_args(sys.argv[1:] if argv is None else argv)
         config = load(arguments.config, arguments.overrides)
 
@@ -89,6 +90,8 @@ def _prepare(config: Config, first: Plan, plan: Callable[[], Plan]) -> None:
     with supervisor.signals(), supervisor:
         for step in first.prepare:
             supervisor.prepare(step, _say)
+    if supervisor.is_asked:  # at the very end of it
+        raise Preempted("stopped while preparing")
     plan()  # what was prepared may contradict the settings: say so before the start
     for warning in first.warnings:
         _say(f"warning: {warning}")
@@ -113,10 +116,14 @@ def _run_to_the_end(config: Config, folder: RunFolder, plan: Plan) -> None:
                     follow(folder, lambda: supervisor.watch(trainer))  # noqa: B023  ends with it
                 return
             except ArealiteError as error:
-                if supervisor.is_asked or (why := attempts.why_not(error, supervisor.crashed)):
-                    if not supervisor.is_asked and attempts.count:
+                if supervisor.is_asked and isinstance(error, Preempted):
+                    raise
+                if why := attempts.why_not(error, supervisor.crashed):
+                    if attempts.count:
                         _say(f"the run is not started again: {why}")
                     raise
+                if supervisor.is_asked:  # while what was left of it was ended
+                    raise Preempted(f"asked to stop, so the run does not go on: {error}") from None
                 _say(
                     f"{error}; the run is started again in {attempts.pause_s:g} s "
                     f"({attempts.count} of {config.recover.retries})"

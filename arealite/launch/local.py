@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from arealite import stopping
 from arealite.errors import (
     EXIT_BUG,
     ArealiteError,
@@ -118,6 +119,7 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._ending = False
 
     def prepare(self, step: Prepare, say: Callable[[str], None]) -> None:
         """Makes what is absent. Raises ConfigError naming the step when it cannot."""
@@ -242,20 +244,23 @@ class Supervisor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run the clean way; the second time at once.
+        """A signal ends the run the clean way; a second SIGTERM or Ctrl-C at once (see stopping).
 
         Enter it before the supervisor, so that it also holds while the children are ended.
         """
+        urges = 0
 
         def stop(signum: int, frame: object) -> None:
-            if self._ending:
+            nonlocal urges
+            urges += signum != stopping.REQUEST
+            if urges > 1:
                 for child in self._children:
                     child.kill()
-                return
-            self.is_asked = True
-            raise Preempted(f"stopped by {signal.Signals(signum).name}")
+            is_first, self.is_asked = not self.is_asked, True
+            if is_first and not self._ending:
+                raise Preempted(f"stopped by {signal.Signals(signum).name}")
 
-        before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {s: signal.signal(s, stop) for s in stopping.SIGNALS}
         try:
             yield
         finally:
@@ -295,15 +300,17 @@ class Supervisor:
         return child.process.wait(timeout_s)
 
     def _end_children(self) -> None:
-        """SIGTERM to the trainer, then to the others; SIGKILL to what is left after the grace."""
+        """First the trainer, which may save, then the others; SIGKILL to what is left after the
+        grace."""
         self._ending = True
-        self._end([c for c in self._children if c.name == TRAINER], self._save_s)
-        self._end([c for c in reversed(self._children) if c.name != TRAINER])
+        trainers = [c for c in self._children if c.name == TRAINER]
+        self._end(trainers, stopping.REQUEST, self._save_s)
+        self._end([c for c in reversed(self._children) if c.name != TRAINER], signal.SIGTERM)
 
-    def _end(self, children: Sequence[Child], save_s: float = 0.0) -> None:
+    def _end(self, children: Sequence[Child], number: int, save_s: float = 0.0) -> None:
         running = [c for c in children if c.process.poll() is None]
         for child in running:
-            child.process.terminate()
+            child.process.send_signal(number)
         started = time.monotonic()
         for child in running:
             while child.process.poll() is None:
@@ -328,7 +335,7 @@ def _failure(child: Child, code: int, oom_kills: int | None) -> ArealiteError:
         ended = f"was killed by {_name(-code)}" if code < 0 else f"ended with {_ending(code)}"
         ended += _suspect(code, oom_kills)
         sentence = f"the trainer {ended}; its last lines ({child.log}):\n{child.last_lines()}"
-    if code in (-signal.SIGTERM, -signal.SIGINT):  # before it could say so itself
+    if -code in stopping.SIGNALS:  # before it could say so itself
         return Preempted(sentence)
     if code == -signal.SIGKILL:
         return Killed(sentence)

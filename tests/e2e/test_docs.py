@@ -97,6 +97,31 @@ def test_exporting(demo_files: Path, tutorial_run: Path) -> None:
     assert (again.returncode, "no checkpoint of version 7" in again.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(("warned", "code"), [(True, 75), (False, 0), (False, 4)])
+def test_the_job_script_for_slurm(tmp_path: Path, warned: bool, code: int) -> None:
+    """That of docs/reliability.md, with a launcher that does nothing, and without Slurm."""
+    ((_, script),) = blocks(ROOT / "docs" / "reliability.md", "sh")
+    (tmp_path / "job.sh").write_text(script)
+    asked = "kill -USR1 $PPID; for i in {1..300}; do sleep 0.1; done; exit 1"
+    (tmp_path / "python").write_text(
+        f"#!/bin/bash\necho $@ > arguments\ntrap 'exit {code}' USR1\n"
+        f"{asked if warned else f'exit {code}'}\n"
+    )
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho $@ > requeued\n")
+    for name in ("python", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+    done = subprocess.run(
+        ["bash", "job.sh"], cwd=tmp_path, env=environment, timeout=90, check=False
+    )
+    assert done.returncode == code
+    assert (tmp_path / "arguments").read_text() == "-m arealite.launch --config run.yaml\n"
+    requeued = tmp_path / "requeued"
+    assert (requeued.read_text() if requeued.exists() else "") == (
+        "requeue 17\n" if code == 75 else ""
+    )
+
+
 def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
     """The last section of the tutorial."""
     page = ROOT / "docs" / "tutorial.md"

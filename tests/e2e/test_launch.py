@@ -91,6 +91,7 @@ def test_a_trainer_that_ends_well_ends_the_run_and_its_servers(tmp_path: Path) -
         ("import sys; print('arealite: a bug'); sys.exit(70)", 70, "exit code 70; its last lines"),
         (KILLED.format(11), 70, "the trainer was killed by SIGSEGV; its last lines"),
         (KILLED.format(15), 75, "the trainer was killed by SIGTERM; its last lines"),
+        (KILLED.format(10), 75, "the trainer was killed by SIGUSR1; its last lines"),
         ("import sys; print('arealite: x.yaml: odd'); sys.exit(2)", 2, "x.yaml: odd"),
     ],
 )
@@ -160,7 +161,7 @@ def test_a_command_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_a_child_that_ignores_the_request_is_ended_after_the_grace(tmp_path: Path) -> None:
-    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); "
+    stubborn = "import signal, time; signal.signal(10, signal.SIG_IGN); print('up', flush=True); "
     with Supervisor(plan_of(tmp_path, stubborn + "time.sleep(60)"), grace_s=0.2) as supervisor:
         trainer = supervisor.start()
         eventually(lambda: trainer.log.read_text() == "up\n", "the start of the trainer")
@@ -176,7 +177,7 @@ def test_published_weights_are_removed_once_the_trainer_has_ended(tmp_path: Path
             time.sleep(0.3)
             (folder / "v1").mkdir(parents=True)
             os._exit(0)
-        signal.signal(signal.SIGTERM, last)
+        signal.signal(signal.SIGUSR1, last)
         print(folder, flush=True)
         time.sleep(60)
     """
@@ -559,7 +560,7 @@ def test_no_prepare_step_outlives_a_killed_launcher(tmp_path: Path) -> None:
     eventually(lambda: has_ended(lock), "the end of the prepare step")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_launcher_that_is_asked_to_stop_ends_its_children_and_says_75(
     tmp_path: Path, running: subprocess.Popen[str], number: signal.Signals
 ) -> None:
@@ -593,7 +594,7 @@ def stop(*_):
     fields = {"phase": "failed", "version": 7, "counts": {"trained": 3}, "error": "by SIGTERM"}
     path.write_text(json.dumps(fields))
     raise SystemExit(75)
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
 os.kill(int(os.environ["VICTIM"]), 9)
 time.sleep(60)
 """
