@@ -1,4 +1,5 @@
-"""Advantages as pure functions of rewards: a baseline within the group, then a scale."""
+"""Advantages as pure functions of rewards: a baseline within the group, then a scale; or, token by
+token, of rewards and a critic's values."""
 
 from __future__ import annotations
 
@@ -59,3 +60,24 @@ def whitened(
     mean = math.fsum(a * k for a, k in counted) / n
     std = math.sqrt(math.fsum(k * (a - mean) ** 2 for a, k in counted) / n)
     return [[(a - mean) / (std + EPSILON) for a in group] for group in advantages]
+
+
+def gae(
+    rewards: Sequence[float], values: Sequence[float], discount: float, gae_lambda: float
+) -> list[float]:
+    """[n] A_t = delta_t + gamma lambda A_(t+1), delta_t = r_t + gamma V_(t+1) - V_t.
+
+    rewards: [n], what action t earned. values: [n], what the state was worth in which action t was
+    taken; the state after the last action is worth 0. An action is a sampled token, of one turn or
+    of several: what stands between them is context. A_t + V_t is the critic's target. With
+    lambda = 1 A_t is the discounted sum of the rewards from t on, less V_t.
+
+    Source: Schulman et al., arXiv:1506.02438, section 3, equation 16.
+    """
+    advantages, after, next_value = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        delta = reward + discount * next_value - value
+        after = delta + discount * gae_lambda * after
+        next_value = value
+        advantages.append(after)
+    return advantages[::-1]
