@@ -126,9 +126,11 @@ class Run:
 
     @property
     def total_updates(self) -> int:
-        """Optimizer updates in the whole run; the learning-rate schedule ends there."""
-        minibatches = 1 if self.config.mode == "sft" else self.config.actor.ppo_n_minibatches
-        return self.total_versions * minibatches
+        """The actor's optimizer updates in the whole run; its learning-rate schedule ends there."""
+        if self.config.mode == "sft":
+            return self.total_versions
+        learned = max(self.total_versions - self.config.critic.warmup_steps, 1)
+        return learned * self.config.actor.updates_per_batch
 
     def sft_batches(self) -> Iterator[Batch]:
         """Endless batches of prompt/completion rows, from where the run goes on."""

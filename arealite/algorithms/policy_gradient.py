@@ -38,8 +38,14 @@ class PolicyGradient:
 
     @property
     def idle_at_zero(self) -> bool:
-        """See protocols.Algorithm. What keeps to a reference is pulled there by every token."""
-        return self.config.actor.kl_ctl == 0.0
+        """See protocols.Algorithm. What keeps to a reference is pulled there by every token, and a
+        critic learns from every token, and may find it better or worse than the rest."""
+        return self.config.actor.kl_ctl == 0.0 and not self._by_token
+
+    @property
+    def _by_token(self) -> bool:
+        """Whether a token's own worth is found later (training.credit), of a sample's reward."""
+        return self.config.actor.adv_baseline == "critic"
 
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""
@@ -48,7 +54,7 @@ class PolicyGradient:
             [0 if self._is_masked(t) else t.sampled for t in episode.trajectories]
             for episode in episodes
         ]
-        if self.config.actor.adv_norm == "batch":
+        if self.config.actor.adv_norm == "batch" and not self._by_token:
             advantages = whitened(advantages, lengths)
         return [
             [a if length else None for a, length in zip(group, lengths_of_group, strict=True)]
@@ -76,7 +82,7 @@ class PolicyGradient:
                 advantages = less_group_mean(rewards)
             case "leave_one_out":
                 advantages = less_others_mean(rewards)
-            case "none":
+            case "critic" | "none":
                 advantages = rewards
         return over_group_std(advantages, rewards) if c.adv_norm == "group" else advantages
 

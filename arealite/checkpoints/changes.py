@@ -82,9 +82,11 @@ def _harm(key: str, config: Config) -> str:
 
 
 def _rate_depends_on_length(config: Config) -> bool:
-    optimizer = config.actor.optimizer
-    by_share = optimizer.warmup_steps is None and optimizer.warmup_steps_proportion > 0
-    return by_share or optimizer.lr_scheduler_type != "constant"
+    return any(
+        optimizer.lr_scheduler_type != "constant"
+        or (optimizer.warmup_steps is None and optimizer.warmup_steps_proportion > 0)
+        for optimizer in (config.actor.optimizer, config.critic.optimizer)
+    )
 
 
 def _is_in(key: str, names: tuple[str, ...]) -> bool:

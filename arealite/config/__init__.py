@@ -14,11 +14,18 @@ from arealite.config.schema import (
     StatsLoggerConfig,
     WandbConfig,
 )
-from arealite.config.training import ActorConfig, MicroBatchSpec, OptimizerConfig, RefConfig
+from arealite.config.training import (
+    ActorConfig,
+    CriticConfig,
+    MicroBatchSpec,
+    OptimizerConfig,
+    RefConfig,
+)
 
 __all__ = [
     "ActorConfig",
     "Config",
+    "CriticConfig",
     "DatasetConfig",
     "EvaluatorConfig",
     "MicroBatchSpec",

@@ -11,6 +11,7 @@ from typing import Any
 from arealite.config.learning import Broken, learning_rules
 from arealite.config.logprobs import launched_meaning, untrainable
 from arealite.config.schema import Config
+from arealite.config.training import OptimizerConfig
 from arealite.errors import ConfigError
 from arealite.types import LEAST_TEMPERATURE
 
@@ -62,6 +63,10 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "total_train_steps": config.total_train_steps,
         "actor.mb_spec.max_tokens_per_mb": config.actor.mb_spec.max_tokens_per_mb,
         "actor.ppo_n_minibatches": config.actor.ppo_n_minibatches,
+        "actor.ppo_epochs": config.actor.ppo_epochs,
+        "critic.ppo_n_minibatches": config.critic.ppo_n_minibatches,
+        "critic.ppo_epochs": config.critic.ppo_epochs,
+        "critic.eps_clip_value": config.critic.eps_clip_value,
         "actor.threads": config.actor.threads,
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
@@ -69,8 +74,6 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.overlong_penalty_factor": config.actor.overlong_penalty_factor,
         "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
         "actor.sapo_tau_neg": config.actor.sapo_tau_neg,
-        "actor.optimizer.eps": config.actor.optimizer.eps,
-        "actor.optimizer.lr_scheduler_power": config.actor.optimizer.lr_scheduler_power,
         "rollout.threads": config.rollout.threads,
         "rollout.n_servers": config.rollout.n_servers,
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
@@ -99,14 +102,31 @@ def _numbers(config: Config) -> Iterator[Broken]:
             yield key, f"it is {value}, it must be above 0"
 
 
+def _optimizer(section: str, optimizer: OptimizerConfig) -> Iterator[Broken]:
+    for name in ("eps", "lr_scheduler_power"):
+        if (value := getattr(optimizer, name)) <= 0:
+            yield f"{section}.{name}", f"it is {value}, it must be above 0"
+    for name in ("lr", "weight_decay", "warmup_steps", "gradient_clipping"):
+        value = getattr(optimizer, name)
+        if value is not None and value < 0:
+            yield f"{section}.{name}", f"it is {value}, it must not be negative"
+    for name in ("warmup_steps_proportion", "min_lr_ratio"):
+        if not 0 <= (value := getattr(optimizer, name)) <= 1:
+            yield f"{section}.{name}", f"it is {value}, it must lie between 0 and 1"
+    for name in ("beta1", "beta2", "momentum"):
+        if not 0 <= (value := getattr(optimizer, name)) < 1:
+            yield f"{section}.{name}", f"it is {value}, it must be at least 0 and below 1"
+    if optimizer.type != "sgd" and optimizer.momentum > 0:
+        yield (
+            f"{section}.momentum",
+            f"{section}.type: adamw has beta1 for it; set that, or leave it out",
+        )
+
+
 def _ranges(config: Config) -> Iterator[Broken]:
-    optimizer = config.actor.optimizer
     natural = {
         "actor.kl_ctl": config.actor.kl_ctl,
-        "actor.optimizer.lr": optimizer.lr,
-        "actor.optimizer.weight_decay": optimizer.weight_decay,
-        "actor.optimizer.warmup_steps": optimizer.warmup_steps,
-        "actor.optimizer.gradient_clipping": optimizer.gradient_clipping,
+        "critic.warmup_steps": config.critic.warmup_steps,
         "rollout.request_retries": config.rollout.request_retries,
         "scheduler.grace_s": config.scheduler.grace_s,
         "scheduler.restarts": config.scheduler.restarts,
@@ -117,21 +137,14 @@ def _ranges(config: Config) -> Iterator[Broken]:
             yield key, f"it is {value}, it must not be negative"
     shares = {
         "actor.eps_clip": config.actor.eps_clip,
-        "actor.optimizer.warmup_steps_proportion": optimizer.warmup_steps_proportion,
-        "actor.optimizer.min_lr_ratio": optimizer.min_lr_ratio,
+        "actor.discount": config.actor.discount,
+        "actor.gae_lambda": config.actor.gae_lambda,
     }
     for key, share in shares.items():
         if not 0 <= share <= 1:
             yield key, f"it is {share}, it must lie between 0 and 1"
-    for key in ("beta1", "beta2", "momentum"):
-        beta = getattr(optimizer, key)
-        if not 0 <= beta < 1:
-            yield f"actor.optimizer.{key}", f"it is {beta}, it must be at least 0 and below 1"
-    if optimizer.type != "sgd" and optimizer.momentum > 0:
-        yield (
-            "actor.optimizer.momentum",
-            "actor.optimizer.type: adamw has beta1 for it; set that, or leave it out",
-        )
+    yield from _optimizer("actor.optimizer", config.actor.optimizer)
+    yield from _optimizer("critic.optimizer", config.critic.optimizer)
     if config.rollout.max_head_offpolicyness < 0:
         yield "rollout.max_head_offpolicyness", "it is negative; 0 is the synchronous run"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from arealite.config.schema import Config
-from arealite.config.training import ActorConfig
+from arealite.config.training import ActorConfig, CriticConfig
 
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""
@@ -14,6 +16,7 @@ Broken = tuple[str, str]
 def learning_rules(config: Config) -> Iterator[Broken]:
     """What is broken in `mode: rl`."""
     yield from _groups(config)
+    yield from _critic(config)
     yield from _shaping(config.actor)
     yield from _clipping(config.actor)
     yield from _correction(config.actor)
@@ -22,7 +25,7 @@ def learning_rules(config: Config) -> Iterator[Broken]:
 
 def _groups(config: Config) -> Iterator[Broken]:
     actor, n = config.actor, config.gconfig.n_samples
-    if n < 2 and actor.adv_baseline != "none":
+    if n < 2 and actor.adv_baseline in ("group", "leave_one_out"):
         yield (
             "gconfig.n_samples",
             f"it is {n}, but actor.adv_baseline: {actor.adv_baseline} compares the samples of one "
@@ -33,12 +36,46 @@ def _groups(config: Config) -> Iterator[Broken]:
             "rollout.filters",
             "equal_rewards would filter every episode where gconfig.n_samples is 1; leave it out",
         )
-    if actor.adv_norm == "group" and actor.adv_baseline == "none":
+    if actor.adv_norm == "group" and actor.adv_baseline in ("critic", "none"):
         yield (
             "actor.adv_norm",
-            "group divides differences from the group's mean, but actor.adv_baseline is none; "
-            "use batch or none",
+            "group divides differences from the group's mean, but actor.adv_baseline is "
+            f"{actor.adv_baseline}; use batch or none",
         )
+
+
+def _critic(config: Config) -> Iterator[Broken]:
+    actor, critic = config.actor, config.critic
+    if actor.adv_baseline == "critic":
+        if not critic.path:
+            yield "critic.path", "it is empty; give the folder or hub id of a model"
+        if config.train_dataset.batch_size * config.gconfig.n_samples < critic.ppo_n_minibatches:
+            yield "critic.ppo_n_minibatches", "there are more minibatches than samples in a batch"
+        return
+    for key in _changed("critic", critic, CriticConfig(path=actor.path)):
+        yield (
+            key,
+            f"no critic learns with actor.adv_baseline: {actor.adv_baseline}; set that to critic, "
+            "or leave this out",
+        )
+    for name in ("discount", "gae_lambda"):
+        if getattr(actor, name) != 1.0:
+            yield (
+                f"actor.{name}",
+                f"actor.adv_baseline: {actor.adv_baseline} does not read it; use critic, or leave "
+                "it out",
+            )
+
+
+def _changed(prefix: str, section: Any, untouched: Any) -> Iterator[str]:
+    """The keys whose values differ."""
+    for field in dataclasses.fields(section):
+        key = f"{prefix}.{field.name}"
+        one, other = getattr(section, field.name), getattr(untouched, field.name)
+        if dataclasses.is_dataclass(one):
+            yield from _changed(key, one, other)
+        elif one != other:
+            yield key
 
 
 def _shaping(actor: ActorConfig) -> Iterator[Broken]:

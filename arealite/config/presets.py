@@ -44,14 +44,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "actor": {"policy_loss": "cispo", "eps_clip": 1.0, "eps_clip_higher": 4.0, **COUPLED}
     },
     "sapo": {"actor": {"policy_loss": "sapo", "loss_agg_mode": "sequence", **COUPLED}},
+    "ppo": {"actor": {"adv_baseline": "critic", "adv_norm": "batch"}},
 }
 
 _LEARNING = (
     "policy_loss", "loss_agg_mode", "eps_clip", "eps_clip_higher", "c_clip", "sapo_tau_pos",
     "sapo_tau_neg", "use_decoupled_loss", "behave_imp_weight_mode", "behave_imp_weight_floor",
-    "behave_imp_weight_cap", "adv_baseline", "adv_norm", "kl_ctl", "kl_estimator",
-    "reward_bias", "reward_scaling", "reward_clip", "overlong_share", "overlong_penalty_factor",
-    "mask_truncated_completions",
+    "behave_imp_weight_cap", "adv_baseline", "adv_norm", "discount", "gae_lambda", "kl_ctl",
+    "kl_estimator", "reward_bias", "reward_scaling", "reward_clip", "overlong_share",
+    "overlong_penalty_factor", "mask_truncated_completions",
 )  # fmt: skip
 
 

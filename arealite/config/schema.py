@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from arealite.config.fields import opt, section
-from arealite.config.training import ActorConfig, RefConfig
+from arealite.config.training import ActorConfig, CriticConfig, RefConfig
 from arealite.types import GenerationHyperparameters
 
 
@@ -247,6 +247,7 @@ class Config:
     total_train_steps: int | None = opt(None, "stop at this version; null: by the epochs")
     prepare: list[PrepareConfig] = opt([], "made in this order when absent")
     actor: ActorConfig = section(ActorConfig, "the policy")
+    critic: CriticConfig = section(CriticConfig, "the value model")
     ref: RefConfig = section(RefConfig, "the reference model")
     rollout: RolloutConfig = section(RolloutConfig, "episodes and engines")
     reward: RewardConfig = section(

@@ -57,9 +57,10 @@ class ActorConfig:
     mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
     share_prompts: bool = opt(True, "with packing, compute a group's common prompt once")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
-    ppo_n_minibatches: int = opt(1, "optimizer updates per batch")
+    ppo_n_minibatches: int = opt(1, "optimizer updates in one pass over a batch")
+    ppo_epochs: int = opt(1, "passes over a batch")
     algorithm: Literal[
-        "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "sapo"
+        "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "sapo", "ppo"
     ] = opt(
         "grpo",
         "a preset of the settings below (docs/algorithms.md), each of which may be given beside "
@@ -100,8 +101,14 @@ class ActorConfig:
     )
     behave_imp_weight_cap: float = opt(5.0, "largest behaviour importance weight")
     behave_imp_weight_floor: float = opt(0.0, "... and smallest; only the masks have one")
-    adv_baseline: Literal["group", "leave_one_out", "none"] = opt(
-        "group", "taken off a reward: its group's mean, the mean of the group's others, or nothing"
+    adv_baseline: Literal["group", "leave_one_out", "critic", "none"] = opt(
+        "group",
+        "taken off a reward: its group's mean, the mean of the group's others, what the critic "
+        "expects at each token (GAE), or nothing",
+    )
+    discount: float = opt(1.0, "gamma: what a reward loses with each token (critic)")
+    gae_lambda: float = opt(
+        1.0, "1 waits for the whole reward, 0 believes the critic's next value (critic)"
     )
     adv_norm: Literal["group", "batch", "none"] = opt(
         "group",
@@ -128,6 +135,33 @@ class ActorConfig:
     mask_truncated_completions: bool = opt(
         False, "samples cut off by their length leave the loss; their rewards stay in the baseline"
     )
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer updates in one version's step."""
+        return self.ppo_n_minibatches * self.ppo_epochs
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value model, where actor.adv_baseline is critic. Its type of weights, device and
+    micro-batches are the actor's."""
+
+    path: str = opt(
+        "${actor.path}", "Hugging Face folder or hub id; its output layer becomes a scalar, from 0"
+    )
+    optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
+    ppo_n_minibatches: int = opt(1, "optimizer updates in one pass over a batch")
+    ppo_epochs: int = opt(1, "passes over a batch")
+    eps_clip_value: float | None = opt(
+        0.2, "a value may move so far from what it was before the batch; null: without limit"
+    )
+    warmup_steps: int = opt(0, "versions in which only the critic learns, at the beginning")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer updates in one version's step."""
+        return self.ppo_n_minibatches * self.ppo_epochs
 
 
 @dataclass(frozen=True)

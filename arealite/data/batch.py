@@ -14,17 +14,28 @@ class Sample:
     """One trajectory on its way to the loss.
 
     trained: positions of the tokens in the loss (sampled, and not too old). behave: the
-    behaviour policy's log-probabilities of these tokens. advantage: the same for each of them.
-    weight: what each of them counts in the loss, 1 on average over the batch (aggregation).
-    group: samples of one group have one number; None for a sample of its own.
+    behaviour policy's log-probabilities of these tokens. advantage: the same for each of them, or
+    one for each. weight: what each of them counts in the loss, 1 on average over the batch
+    (aggregation). group: samples of one group have one number; None for a sample of its own.
+    values, returns: of the state before each of these tokens, what a critic expected and what it
+    should have; empty without a critic.
     """
 
     tokens: Sequence[int]
     trained: Sequence[int]
     behave: Sequence[float]
-    advantage: float
+    advantage: float | Sequence[float]
     group: int | None = None
     weight: float = 1.0
+    values: Sequence[float] = ()
+    returns: Sequence[float] = ()
+
+    @property
+    def advantages(self) -> Sequence[float]:
+        """One for each trained token."""
+        if isinstance(self.advantage, Sequence):
+            return self.advantage
+        return [self.advantage] * len(self.trained)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,14 @@ def to_batch(
     stats["train/excluded_samples"] = float(excluded)
     stats["train/idle_samples"] = float(n_samples - excluded - len(samples))
     return Batch(samples, max(sum(map(sum, lengths)), 1), stats)
+
+
+def minibatches(batch: Batch, parts: int) -> list[tuple[Sequence[Sample], int]]:
+    """Each with its share of the global token count; every parts-th sample."""
+    if parts == 1:
+        return [(batch.samples, batch.n_tokens)]
+    share = max(batch.n_tokens // parts, 1)
+    return [(batch.samples[i::parts], share) for i in range(parts)]
 
 
 def _staleness(

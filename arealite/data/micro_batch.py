@@ -8,8 +8,9 @@ whose attention cannot be told where a sequence begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ class MicroBatch:
     each counts in the loss; all 1 in the token mean. prox: [tokens] float32, the proximal policy's
     log-probabilities; None where they are the current policy's own. ref: [tokens] float32, the
     reference model's; None without one. packing: how a packed row is read; None for padded rows.
+    values, returns: [tokens] float32, of a critic; None without one. samples: what it is made of,
+    in the order of `sequence`.
     """
 
     input_ids: Tensor
@@ -44,12 +47,21 @@ class MicroBatch:
     prox: Tensor | None = None
     ref: Tensor | None = None
     packing: Packing | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    samples: tuple[Sample, ...] = ()
 
     def to(self, device: Any) -> MicroBatch:
         moved: dict[str, Any] = {
-            name: value if value is None else value.to(device) for name, value in vars(self).items()
+            name: value.to(device) if isinstance(value, Tensor | Packing) else value
+            for name, value in vars(self).items()
         }
         return MicroBatch(**moved)
+
+    def by_sample(self, tensor: Tensor) -> list[list[float]]:
+        """One number for each trained token: those of each sample, in the order of `samples`."""
+        numbers = iter(tensor.tolist())
+        return [list(islice(numbers, len(sample.trained))) for sample in self.samples]
 
 
 class _Bundle(NamedTuple):
@@ -187,16 +199,23 @@ def _micro_batch(
     packing: Packing | None = None,
 ) -> MicroBatch:
     counts = torch.tensor([len(sample.trained) for sample in samples])
-    advantages = torch.tensor([sample.advantage for sample in samples], dtype=torch.float32)
     weights = torch.tensor([sample.weight for sample in samples], dtype=torch.float32)
-    behave = [logprob for sample in samples for logprob in sample.behave]
+    is_judged = all(sample.values for sample in samples)
     return MicroBatch(
         input_ids=input_ids,
         source=torch.tensor(source),
         targets=torch.tensor([sample.tokens[i] for sample in samples for i in sample.trained]),
-        behave=torch.tensor(behave, dtype=torch.float32),
-        advantages=advantages.repeat_interleave(counts),
+        behave=_column(sample.behave for sample in samples),
+        advantages=_column(sample.advantages for sample in samples),
         sequence=torch.arange(len(samples)).repeat_interleave(counts),
         weights=weights.repeat_interleave(counts),
         packing=packing,
+        values=_column(sample.values for sample in samples) if is_judged else None,
+        returns=_column(sample.returns for sample in samples) if is_judged else None,
+        samples=tuple(samples),
     )
+
+
+def _column(of_samples: Iterable[Sequence[float]]) -> Tensor:
+    """[tokens] float32."""
+    return torch.tensor([x for of_tokens in of_samples for x in of_tokens], dtype=torch.float32)

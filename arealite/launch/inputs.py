@@ -39,11 +39,12 @@ def _absent(config: Config) -> Iterator[Missing]:
     named = {
         "actor.path": config.actor.path,
         "ref.path": config.ref.path if config.actor.kl_ctl > 0 else "",
+        "critic.path": config.critic.path if config.actor.adv_baseline == "critic" else "",
         "tokenizer_path": config.tokenizer_path,
         "train_dataset.path": config.train_dataset.path,
         "valid_dataset.path": config.valid_dataset.path,
     }
-    for key in ("tokenizer_path", "ref.path"):
+    for key in ("tokenizer_path", "ref.path", "critic.path"):
         if named[key] == config.actor.path:  # its default: one line is enough
             del named[key]
     made = _made(config)

@@ -23,11 +23,12 @@ PATIENCE = 3
 class Guard:
     """Counts updates whose numbers are not finite.
 
-    folder: where their samples are written, one file each; None: nowhere.
+    folder: where their samples are written, one file each; None: nowhere. learner: whose updates
+    they are, as its section of the configuration is called.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder, self._in_a_row = folder, 0
+    def __init__(self, folder: Path | None = None, learner: str = "actor") -> None:
+        self._folder, self._learner, self._in_a_row = folder, learner, 0
 
     def passed(self) -> None:
         """An update was made: what was odd before it has passed."""
@@ -41,7 +42,8 @@ class Guard:
         self._in_a_row += 1
         kept = ""
         if self._folder is not None:
-            file = self._folder / f"version-{version}-update-{update}.json"
+            of = "" if self._learner == "actor" else f"{self._learner}-"
+            file = self._folder / f"{of}version-{version}-update-{update}.json"
             told = {"version": version, "reason": reason, "samples": [_plain(s) for s in samples]}
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -53,19 +55,28 @@ class Guard:
         if self._in_a_row >= PATIENCE:
             raise NonFinite(
                 f"{reason} at version {version}, the update number {PATIENCE} in a row that would "
-                f"have spoiled the weights{kept}: lower actor.optimizer.lr, or see what is odd in "
-                "them"
+                f"have spoiled the weights{kept}: lower {self._learner}.optimizer.lr, or see what "
+                "is odd in them"
             )
 
 
 def _plain(sample: Sample) -> dict[str, Any]:
     told = asdict(sample)
     told["tokens"], told["trained"] = list(sample.tokens), list(sample.trained)
-    told["behave"] = _numbers(sample.behave)
-    told["advantage"], told["weight"] = _numbers([sample.advantage, sample.weight])
+    for name in ("behave", "values", "returns"):
+        told[name] = _numbers(told[name])
+    if isinstance(sample.advantage, Sequence):
+        told["advantage"] = _numbers(sample.advantage)
+    else:
+        told["advantage"] = _number(sample.advantage)
+    told["weight"] = _number(sample.weight)
     return told
 
 
 def _numbers(values: Iterable[float]) -> list[float | str]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | str:
     """JSON has no NaN: what is not finite becomes a text."""
-    return [value if math.isfinite(value) else str(value) for value in values]
+    return value if math.isfinite(value) else str(value)

@@ -25,8 +25,8 @@ def token_logprobs(
 
     Both under the sampling temperature: the trainer computes what the engine reported.
     """
-    body, head = _parts(model)
-    hidden = _hidden(body, batch)
+    body, head = decoder_and_head(model)
+    hidden = hidden_states(body, batch)
     logits = head(hidden.flatten(0, 1)[batch.source]).float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -37,7 +37,7 @@ def token_logprobs(
     return chosen, entropy
 
 
-def _hidden(body: Any, batch: MicroBatch) -> Tensor:
+def hidden_states(body: Any, batch: MicroBatch) -> Tensor:
     """[n, T, d], the last layer's states of the rows."""
     packing = batch.packing
     how = {} if packing is None else {"packing": packing, "position_ids": packing.position_ids}
@@ -46,7 +46,7 @@ def _hidden(body: Any, batch: MicroBatch) -> Tensor:
 
 def check_model(model: nn.Module, key: str = "actor.path") -> None:
     """Raises ConfigError when body + head is not this model's forward (a softcap, a scale)."""
-    body, head = _parts(model)
+    body, head = decoder_and_head(model)
     ids = torch.arange(4, device=next(model.parameters()).device)[None] % vocabulary_of(model)
     with torch.no_grad():
         ours = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
@@ -96,5 +96,6 @@ def _probe(model: Any, packed: bool) -> Tensor:
     return token_logprobs(model, micro, 1.0)[0][micro.behave.argsort()]
 
 
-def _parts(model: Any) -> tuple[nn.Module, nn.Module]:
+def decoder_and_head(model: Any) -> tuple[nn.Module, nn.Module]:
+    """A language model's layers, and the projection onto its vocabulary."""
     return model.get_decoder(), model.get_output_embeddings()

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,23 @@ from arealite.algorithms.corrections import effective_sample_size
 from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
 from arealite.crash import crash_point
-from arealite.data.batch import Batch, Sample
+from arealite.data.batch import Batch, Sample, minibatches
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.telemetry.run_folder import RunFolder
+from arealite.training.credit import credited
+from arealite.training.critic import Critic
 from arealite.training.guard import Guard
+from arealite.training.learner import Learner
 from arealite.training.logprobs import check_model, token_logprobs, use_packing
 from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
-from arealite.training.optim import (
-    MasterWeights,
-    build_optimizer,
-    clip_gradients,
-    learning_rate,
+from arealite.training.state import (
+    PolicyState,
+    copied,
+    load_facts,
+    load_trainer,
+    trainer_tensors,
 )
-from arealite.training.state import PolicyState, copied, load_trainer, trainer_tensors
 from arealite.training.weights import Publisher, make_probe, weights_folder
 from arealite.types import WeightUpdate
 
@@ -46,15 +49,12 @@ class Policy:
         total_updates: int,
         reference: nn.Module | None = None,
         guard: Guard | None = None,
+        critic: Critic | None = None,
     ) -> None:
         self.model, self.config, self._reference = model, config, reference
-        self._guard = guard or Guard()
+        self.critic = critic
         self.version = 0
-        self._masters = MasterWeights(model.parameters())
-        learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
-        self._named = dict(zip(learned, self._masters.parameters, strict=True))
-        self.optimizer = build_optimizer(self._masters, config.actor.optimizer)
-        self._updates, self._total_updates = 0, total_updates
+        self._learner = Learner(model, config.actor.optimizer, total_updates, guard)
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
         self._packed = (
             config.actor.mb_spec.packing
@@ -83,25 +83,44 @@ class Policy:
         reference = load_reference(config, model)
         if reference is not None:
             check_model(reference, "ref.path")
-        folder = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name)
-        policy = cls(model, config, total_updates, reference, Guard(folder.nonfinite))
+        kept = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name).nonfinite
+        updates = critic_updates(config, total_updates)
+        critic = Critic.load(config, updates, model, Guard(kept, "critic"))
+        policy = cls(model, config, total_updates, reference, Guard(kept), critic)
         if checkpoint is not None:
-            policy.version = checkpoint.version
-            policy._updates = load_trainer(
-                checkpoint.path, policy.optimizer, policy._named, policy.model
-            )
+            policy._restore(checkpoint)
             crash_point("recovery.weights_loaded")
         return policy
 
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        learner, self.version = self._learner, checkpoint.version
+        learner.updates = load_trainer(
+            checkpoint.path, learner.optimizer, learner.named, self.model
+        )
+        if self.critic is not None:
+            facts = load_facts(checkpoint.path)
+            self.critic.restore(checkpoint, facts["critic_updates"])
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._learner.optimizer
+
     def state(self) -> PolicyState:
         """A copy of this version in memory: all that a checkpoint needs of it."""
-        trainer = dict(trainer_tensors(self.optimizer, self._named, self.model))
-        return PolicyState(
-            self.version, self._updates, copied(self.model.state_dict()), copied(trainer)
-        )
+        learner, facts = self._learner, dict[str, float]()
+        trainer = dict(trainer_tensors(learner.optimizer, learner.named, self.model))
+        if self.critic is not None:
+            trainer |= self.critic.tensors()
+            facts["critic_updates"] = self.critic.updates
+        weights = copied(self.model.state_dict())
+        return PolicyState(self.version, learner.updates, weights, copied(trainer), facts)
 
     def update(self, batch: Batch, loss: Loss) -> dict[str, float]:
-        """One version's training step: one optimizer update per minibatch. Flat metrics.
+        """One version's training step: in each epoch one optimizer update per minibatch. Flat
+        metrics.
+
+        With a critic the batch first gets its values and an advantage for each token, and then the
+        critic is updated as well; in its warm-up it alone.
 
         The loss is summed over micro-batches and divided once by the minibatch's share of the
         global token count, so the cut into micro-batches never shows. An update whose loss or
@@ -110,16 +129,31 @@ class Policy:
         for a token that the model does not have, Preempted where the run is asked to stop before
         the first of the updates.
         """
-        started = time.monotonic()
+        started, told = time.monotonic(), dict[str, float]()
         self._check_tokens(batch.samples)
+        stopping.check()
+        if self.critic is not None:
+            batch = credited(batch, self.critic, self.config)
+        if self.critic is None or self.version >= self.config.critic.warmup_steps:
+            told |= self._update(batch, loss)
+        if self.critic is not None:  # last: from the first update on nothing may stop in between
+            told |= self.critic.update(batch, self.version + 1)
+        seconds = time.monotonic() - started
+        return told | {
+            "time/update_s": seconds,
+            "train/tokens_per_s": sum(len(s.tokens) for s in batch.samples) / max(seconds, 1e-9),
+        }
+
+    def _update(self, batch: Batch, loss: Loss) -> dict[str, float]:
+        actor, sums = self.config.actor, defaultdict[str, float](float)
         self.optimizer.zero_grad()  # also what a step that failed left behind
-        sums: defaultdict[str, float] = defaultdict(float)
-        parts = _split(batch, self.config.actor.ppo_n_minibatches)
+        parts = minibatches(batch, actor.ppo_n_minibatches)
         pieces = [self._cut(part) for part, _ in parts]
-        if len(parts) > 1:  # later updates are measured against the policy that took the batch
+        if actor.updates_per_batch > 1:  # later ones are measured against what took the batch
             pieces = [[self._annotate(m) for m in piece] for piece in pieces]
         done = 0
-        for number, (piece, (samples, n_tokens)) in enumerate(zip(pieces, parts, strict=True)):
+        for number in range(actor.updates_per_batch):
+            piece, (samples, n_tokens) = pieces[number % len(parts)], parts[number % len(parts)]
             told: defaultdict[str, float] = defaultdict(float)
             for micro in piece:
                 if number == 0:  # before the first step the weights are still those of a version
@@ -127,15 +161,14 @@ class Policy:
                 for name, value in self._backward(micro, loss, n_tokens).items():
                     told[name] += value
             crash_point("after_backward")
-            told["grad_norm"] = self._gradient_norm()
-            if self._step(told, samples):
+            norm = told["grad_norm"] = self._learner.gradient_norm()
+            if self._learner.step(told.get("policy", 0.0), norm, self.version + 1, samples):
                 done += 1
                 for name, value in told.items():
                     sums[name] += value
             crash_point("after_optimizer_step")
-        seconds = time.monotonic() - started
-        skipped = {"train/skipped_updates": float(len(parts) - done)}
-        return self._stats(sums, batch, max(done, 1), seconds) | skipped
+        skipped = {"train/skipped_updates": float(actor.updates_per_batch - done)}
+        return self._stats(sums, batch, max(done, 1)) | skipped
 
     @torch.no_grad()
     def loss_of(self, samples: Sequence[Sample], loss: Loss) -> float:
@@ -194,66 +227,35 @@ class Policy:
             "tokens": float(len(micro.targets))
         }
 
-    def _gradient_norm(self) -> float:
-        """The global norm before clipping."""
-        for parameter in self._masters.parameters:
-            if parameter.grad is None:  # a batch that teaches nothing still moves AdamW's moments
-                parameter.grad = torch.zeros_like(parameter)
-        limit = self.config.actor.optimizer.gradient_clipping
-        return clip_gradients(self._masters.parameters, limit)
-
-    def _step(self, told: Mapping[str, float], samples: Sequence[Sample]) -> bool:
-        """Moves the weights; False where what was told is not finite, and nothing moved."""
-        rate = learning_rate(self.config.actor.optimizer, self._updates, self._total_updates)
-        self._updates += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss, norm = told.get("policy", 0.0), told["grad_norm"]
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
-        if is_finite:
-            self.optimizer.step()
-            self._guard.passed()
-        self.optimizer.zero_grad()
-        if not is_finite:
-            odd = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-            self._guard.left_out(odd, self.version + 1, self._updates, samples)
-        return is_finite
-
     @torch.no_grad()
     def _annotate(self, micro: MicroBatch) -> MicroBatch:
-        on_device = micro.to(self.config.actor.device)
+        on_device = self._with_reference(micro.to(self.config.actor.device))
         prox, _ = token_logprobs(self.model, on_device, self._temperature)
         return dataclasses.replace(on_device, prox=prox)
 
     @torch.no_grad()
     def _with_reference(self, micro: MicroBatch) -> MicroBatch:
-        if self._reference is None:
+        if self._reference is None or micro.ref is not None:
             return micro
         logprobs, _ = token_logprobs(self._reference, micro, self._temperature)
         return dataclasses.replace(micro, ref=logprobs)
 
-    def _stats(
-        self, sums: dict[str, float], batch: Batch, updates: int, seconds: float
-    ) -> dict[str, float]:
+    def _stats(self, sums: dict[str, float], batch: Batch, updates: int) -> dict[str, float]:
         tokens = max(sums.pop("tokens", 0.0), 1.0)
         norm = sums.pop("grad_norm", 0.0) / updates
         stats = {f"loss/{name}": value / tokens for name, value in sums.items()}
         if "loss/is_ratio" in stats:
             square = stats.pop("loss/is_ratio_squared")
             stats["loss/ess"] = effective_sample_size(stats.pop("loss/is_ratio"), square)
-        stats |= {
-            "loss/policy": sums.get("policy", 0.0) / batch.n_tokens,
+        normaliser = batch.n_tokens * self.config.actor.ppo_epochs
+        return stats | {
+            "loss/policy": sums.get("policy", 0.0) / normaliser,
             "loss/grad_norm": norm,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "time/update_s": seconds,
-            "train/tokens_per_s": sum(len(s.tokens) for s in batch.samples) / max(seconds, 1e-9),
+            "lr": self._learner.rate,
         }
-        return stats
 
 
-def _split(batch: Batch, parts: int) -> list[tuple[Sequence[Sample], int]]:
-    """Minibatches with their share of the global token count; every part-th sample."""
-    if parts == 1:
-        return [(batch.samples, batch.n_tokens)]
-    share = max(batch.n_tokens // parts, 1)
-    return [(batch.samples[i::parts], share) for i in range(parts)]
+def critic_updates(config: Config, total_updates: int) -> int:
+    """Where the critic's schedule ends, from where the actor's does: the warm-up is its own."""
+    versions = total_updates // config.actor.updates_per_batch + config.critic.warmup_steps
+    return versions * config.critic.updates_per_batch

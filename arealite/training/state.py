@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,12 +26,14 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 @dataclass(frozen=True)
 class PolicyState:
-    """One version, copied to memory. model: as its state_dict, tied weights still one tensor."""
+    """One version, copied to memory. model: as its state_dict, tied weights still one tensor.
+    facts: what else the trainer goes on with, as numbers."""
 
     version: int
     updates: int
     model: Mapping[str, Tensor]
     trainer: Mapping[str, Tensor]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,21 +52,35 @@ def trainer_tensors(
     optimizer: torch.optim.Optimizer, masters: Mapping[str, nn.Parameter], model: nn.Module
 ) -> Iterator[tuple[str, Tensor]]:
     """By name. masters: what the optimizer moves, by the parameter's name."""
-    weights = dict(model.named_parameters())
-    for name, master in masters.items():
-        if master is not weights[name]:
-            yield f"master/{name}", master
-        for moment, value in optimizer.state.get(master, {}).items():
-            if isinstance(value, Tensor):  # SGD without momentum has None
-                yield f"{moment}/{name}", value
+    yield from learned_tensors(optimizer, masters, model)
     yield "random/cpu", torch.get_rng_state()
     for index, state in enumerate(torch.cuda.get_rng_state_all()):
         yield f"random/cuda{index}", state
 
 
+def learned_tensors(
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    prefix: str = "",
+) -> Iterator[tuple[str, Tensor]]:
+    """What has been learned beside the model's own folder; with a prefix, which is of a model that
+    has no folder, its weights as well."""
+    weights = dict(model.named_parameters())
+    for name, master in masters.items():
+        if master is not weights[name]:
+            yield f"{prefix}master/{name}", master
+        elif prefix:
+            yield f"{prefix}weight/{name}", master
+        for moment, value in optimizer.state.get(master, {}).items():
+            if isinstance(value, Tensor):  # SGD without momentum has None
+                yield f"{prefix}{moment}/{name}", value
+
+
 def save_trainer(state: PolicyState, folder: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in state.trainer.items()}
-    save_file(tensors, folder / TRAINER, {"updates": json.dumps(state.updates)})
+    told = {"updates": json.dumps(state.updates), "facts": json.dumps(dict(state.facts))}
+    save_file(tensors, folder / TRAINER, told)
 
 
 def load_trainer(
@@ -72,30 +90,72 @@ def load_trainer(
     model: nn.Module,
 ) -> int:
     """Puts it all in its place; returns the number of updates. Raises CheckpointError."""
-    weights = dict(model.named_parameters())
+    with _opened(folder) as file:
+        _place(file, optimizer, masters, model)
+        names = set(file.keys())
+        torch.set_rng_state(file.get_tensor("random/cpu"))
+        for index in range(torch.cuda.device_count()):
+            if f"random/cuda{index}" in names:
+                torch.cuda.set_rng_state(file.get_tensor(f"random/cuda{index}"), index)
+        return int(json.loads(file.metadata()["updates"]))
+
+
+def load_learned(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    prefix: str,
+) -> None:
+    """Puts in its place what learned_tensors gave with this prefix. Raises CheckpointError."""
+    with _opened(folder) as file:
+        _place(file, optimizer, masters, model, prefix)
+
+
+def load_facts(folder: Path) -> dict[str, float]:
+    """PolicyState.facts. Raises CheckpointError."""
+    with _opened(folder) as file:
+        return {name: float(value) for name, value in json.loads(file.metadata()["facts"]).items()}
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Any]:
     try:
         with safe_open(folder / TRAINER, "pt") as file, torch.no_grad():
-            names = set(file.keys())
-            for name, master in masters.items():
-                if master is not weights[name]:
-                    master.copy_(file.get_tensor(f"master/{name}"))
-                moments = {
-                    moment: _placed(file.get_tensor(f"{moment}/{name}"), moment, master)
-                    for moment in _MOMENTS
-                    if f"{moment}/{name}" in names
-                }
-                if moments:
-                    optimizer.state[master] = moments
-            torch.set_rng_state(file.get_tensor("random/cpu"))
-            for index in range(torch.cuda.device_count()):
-                if f"random/cuda{index}" in names:
-                    torch.cuda.set_rng_state(file.get_tensor(f"random/cuda{index}"), index)
-            return int(json.loads(file.metadata()["updates"]))
+            yield file
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / TRAINER} does not fit this model: {error}") from None
 
 
-def _placed(tensor: Tensor, moment: str, master: nn.Parameter) -> Tensor:
-    if moment != "step" and tensor.shape != master.shape:
+def _place(
+    file: Any,
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    prefix: str = "",
+) -> None:
+    weights, names = dict(model.named_parameters()), set(file.keys())
+    for name, master in masters.items():
+        if master is not weights[name]:
+            master.copy_(file.get_tensor(f"{prefix}master/{name}"))
+            weights[name].copy_(master)
+        elif prefix:
+            master.copy_(_fitting(file.get_tensor(f"{prefix}weight/{name}"), master))
+        moments = {
+            moment: _moment(file.get_tensor(f"{prefix}{moment}/{name}"), moment, master)
+            for moment in _MOMENTS
+            if f"{prefix}{moment}/{name}" in names
+        }
+        if moments:
+            optimizer.state[master] = moments
+
+
+def _moment(tensor: Tensor, moment: str, master: nn.Parameter) -> Tensor:
+    fits = tensor if moment == "step" else _fitting(tensor, master)
+    return fits.to(master.device)
+
+
+def _fitting(tensor: Tensor, master: nn.Parameter) -> Tensor:
+    if tensor.shape != master.shape:
         raise ValueError(f"a shape is {tuple(tensor.shape)}, not {tuple(master.shape)}")
-    return tensor.to(master.device)
+    return tensor

@@ -1,6 +1,7 @@
 """The kill matrix: the trainer dies at every named place, and at random times; nothing is lost.
 
     python tests/faults/kill_matrix.py [--random 3] [--only checkpoint] [--seed 1] [--keep FOLDER]
+        [key=value ...]
 
 Each case is a run of its own, deterministic and small, with a real inference server: its trainer is
 killed (SIGKILL; some are asked to stop, by SIGTERM), started again without being told, and compared
@@ -78,6 +79,8 @@ evaluator: {{freq_steps: 2}}
 recover: {{freq_steps: 1}}
 total_train_steps: {VERSIONS}
 """
+SETTINGS: list[str] = []
+"""Beside it, from the command line."""
 REWARD = "def compute_score(text, truth):\n    return sum(text.encode()) % 3 / 2\n"
 """Of any text; a third of the groups earn the same twice, and are filtered."""
 
@@ -132,11 +135,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of these times")
     parser.add_argument("--only", default="", help="cases whose names hold this text")
     parser.add_argument("--keep", type=Path, help="leave the run folders there")
+    parser.add_argument("settings", nargs="*", help="of all runs, like actor.algorithm=ppo")
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
     prepare(folder)
     try:
         with server() as address:
+            SETTINGS.extend(arguments.settings)
             failed = matrix(address, arguments.random, arguments.seed, arguments.only)
     finally:
         if arguments.keep is None:
@@ -200,6 +205,8 @@ def matrix(address: str, n_random: int, seed: int, only: str) -> int:
 
 def cases(n_random: int, seed: int, seconds: float) -> Iterator[Case]:
     yield from (Case(point, point) for point in POINTS)
+    if "actor.algorithm=ppo" in SETTINGS:
+        yield from (Case(p, p) for p in ("after_critic_update:1", "after_critic_update:4"))
     yield from (Case(f"metrics_written:4, then {p}", "metrics_written:4", p) for p in AGAIN)
     times = random.Random(seed)
     for index in range(n_random):
@@ -288,7 +295,7 @@ def become_trainer(address: str, trial: str, crash_at: str) -> None:
     os.environ[WEIGHTS_DIR] = str(Path("weights", trial).absolute())
     torch.set_num_threads(1)
     crash.arm(crash_at)
-    run_trainer(train, ["--config", "run.yaml", f"trial_name={trial}"])
+    run_trainer(train, ["--config", "run.yaml", f"trial_name={trial}", *SETTINGS])
 
 
 def examine(trial: str) -> Found:

@@ -75,6 +75,35 @@ def loaded(*overrides: str) -> Config:
         (["ref.path=models/r"], "ref.path", "actor.kl_ctl is 0"),
         (["actor.kl_ctl=0.1", "ref.path="], "ref.path", "it is empty"),
         (["actor.sapo_tau_neg=0"], "actor.sapo_tau_neg", "above 0"),
+        (
+            ["actor.algorithm=ppo", "actor.adv_norm=group"],
+            "actor.adv_norm",
+            "actor.adv_baseline is critic; use batch or none",
+        ),
+        (
+            ["critic.path=models/c"],
+            "critic.path",
+            "no critic learns with actor.adv_baseline: group",
+        ),
+        (
+            ["critic.optimizer.lr=1e-4"],
+            "critic.optimizer.lr",
+            "set that to critic, or leave this out",
+        ),
+        (["actor.algorithm=ppo", "critic.path="], "critic.path", "it is empty"),
+        (["actor.algorithm=ppo", "critic.optimizer.beta2=1"], "critic.optimizer.beta2", "below 1"),
+        (["actor.algorithm=ppo", "critic.eps_clip_value=0"], "critic.eps_clip_value", "above 0"),
+        (["actor.algorithm=ppo", "critic.ppo_epochs=0"], "critic.ppo_epochs", "above 0"),
+        (["actor.algorithm=ppo", "critic.warmup_steps=-1"], "critic.warmup_steps", "negative"),
+        (
+            ["actor.algorithm=ppo", "critic.ppo_n_minibatches=1000"],
+            "critic.ppo_n_minibatches",
+            "more minibatches than samples",
+        ),
+        (["actor.gae_lambda=0.9"], "actor.gae_lambda", "group does not read it"),
+        (["actor.discount=0.9"], "actor.discount", "group does not read it"),
+        (["actor.algorithm=ppo", "actor.discount=1.1"], "actor.discount", "between 0 and 1"),
+        (["actor.ppo_epochs=0"], "actor.ppo_epochs", "above 0"),
     ],
 )
 def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -> None:
@@ -102,6 +131,10 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.behave_imp_weight_cap=1"],
         ["gconfig.n_samples=1", "actor.adv_baseline=none", "actor.adv_norm=batch"],
         ["actor.adv_baseline=leave_one_out"],
+        ["actor.algorithm=ppo", "gconfig.n_samples=1", "critic.warmup_steps=5"],
+        ["actor.algorithm=ppo", "actor.gae_lambda=0.95", "critic.path=models/c"],
+        ["actor.adv_baseline=critic", "actor.adv_norm=none", "critic.eps_clip_value=null"],
+        ["actor.ppo_epochs=2"],
     ],
 )
 def test_what_fits_together_loads(overrides: list[str]) -> None:
