@@ -6,10 +6,20 @@ float, and the gradient runs through logprobs. Source: http://joschu.net/blog/kl
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from arealite.algorithms.objectives import LARGEST
+
+
+def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """log pi_theta - log pi_ref: unbiased, and of either sign.
+
+    As a reward its policy gradient is that of the KL; in a loss its own gradient is 0 on average.
+    """
+    return logprobs - reference
 
 
 def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
@@ -29,5 +39,17 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(log_q) - log_q
 
 
-ESTIMATORS = {"k2": k2, "k3": k3}
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 """By the name of actor.kl_estimator."""
+
+
+def adapted(coefficient: float, kl: float, target: float, gain: float) -> float:
+    """beta (1 + K e), e = clip((KL - target) / target, -0.2, 0.2): towards the target KL.
+
+    kl, target: in nats per sample. gain: K, 0.1 in the source; its code has the batch's samples
+    over a horizon. Source: Ziegler et al., arXiv:1909.08593, section 2.2. A KL that is not finite
+    changes nothing.
+    """
+    if not math.isfinite(kl):
+        return coefficient
+    return coefficient * (1.0 + gain * min(max(kl / target - 1.0, -0.2), 0.2))

@@ -45,7 +45,7 @@ class PolicyGradient:
     @property
     def _by_token(self) -> bool:
         """Whether a token's own worth is found later (training.credit), of a sample's reward."""
-        return self.config.actor.adv_baseline == "critic"
+        return self.config.actor.adv_baseline == "critic" or self.config.actor.penalises_kl
 
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""

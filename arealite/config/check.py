@@ -71,6 +71,8 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
         "actor.reward_clip": config.actor.reward_clip,
+        "actor.kl_target": config.actor.kl_target,
+        "actor.kl_horizon": config.actor.kl_horizon,
         "actor.overlong_penalty_factor": config.actor.overlong_penalty_factor,
         "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
         "actor.sapo_tau_neg": config.actor.sapo_tau_neg,

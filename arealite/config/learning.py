@@ -141,5 +141,17 @@ def _reference(config: Config) -> Iterator[Broken]:
             "actor.kl_ctl is 0, so that no reference model is read; set it above 0, or leave "
             "ref.path out",
         )
+    actor = config.actor
+    if actor.kl_in == "reward" and actor.kl_ctl == 0:
+        yield "actor.kl_in", "actor.kl_ctl is 0, so that nothing is taken off; set it above 0"
+    if actor.kl_in == "loss" and actor.kl_estimator == "k1":
+        yield (
+            "actor.kl_estimator",
+            "the gradient of k1 in a loss is 0 on average; use k2 or k3, or actor.kl_in=reward",
+        )
+    if actor.kl_in == "loss" and actor.kl_target is not None:
+        yield "actor.kl_target", "actor.kl_in is loss, whose coefficient is fixed; use reward"
+    if actor.kl_target is None and actor.kl_horizon != ActorConfig().kl_horizon:
+        yield "actor.kl_horizon", "actor.kl_target is null, so that nothing adapts; leave it out"
     if config.actor.kl_ctl > 0 and not config.ref.path:
         yield "ref.path", "it is empty; give the folder or hub id of a model"

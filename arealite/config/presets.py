@@ -51,8 +51,8 @@ _LEARNING = (
     "policy_loss", "loss_agg_mode", "eps_clip", "eps_clip_higher", "c_clip", "sapo_tau_pos",
     "sapo_tau_neg", "use_decoupled_loss", "behave_imp_weight_mode", "behave_imp_weight_floor",
     "behave_imp_weight_cap", "adv_baseline", "adv_norm", "discount", "gae_lambda", "kl_ctl",
-    "kl_estimator", "reward_bias", "reward_scaling", "reward_clip", "overlong_share",
-    "overlong_penalty_factor", "mask_truncated_completions",
+    "kl_in", "kl_estimator", "kl_target", "kl_horizon", "reward_bias", "reward_scaling",
+    "reward_clip", "overlong_share", "overlong_penalty_factor", "mask_truncated_completions",
 )  # fmt: skip
 
 

@@ -116,10 +116,25 @@ class ActorConfig:
         "tokens of the batch, or left as they are",
     )
     kl_ctl: float = opt(
-        0.0, "the KL to the reference model, times this, is added to the loss; 0: no reference"
+        0.0,
+        "the KL to the reference model, times this, is added to the loss or taken off the rewards; "
+        "0: no reference",
     )
-    kl_estimator: Literal["k2", "k3"] = opt(
-        "k3", "estimate of that KL at a token: half the squared log-ratio, or Schulman's k3 (GRPO)"
+    kl_in: Literal["loss", "reward"] = opt(
+        "loss", "that KL is a part of the loss, or a price on each token of a sample"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = opt(
+        "k3",
+        "estimate of that KL at a token: the log-ratio (in the reward alone), half its square, or "
+        "Schulman's k3 (GRPO)",
+    )
+    kl_target: float | None = opt(
+        None,
+        "kl_ctl goes up or down from batch to batch until samples have this KL, in nats per "
+        "sample (in the reward alone); null: it is fixed",
+    )
+    kl_horizon: int = opt(
+        10000, "... by at most a fifth of the batch's samples over this, as a share"
     )
     reward_scaling: float = opt(1.0, "rewards are scaled after the bias, for learning only")
     reward_bias: float = opt(0.0, "added to rewards, for learning only")
@@ -140,6 +155,11 @@ class ActorConfig:
     def updates_per_batch(self) -> int:
         """Optimizer updates in one version's step."""
         return self.ppo_n_minibatches * self.ppo_epochs
+
+    @property
+    def penalises_kl(self) -> bool:
+        """Whether the KL to the reference is taken off the rewards."""
+        return self.kl_ctl > 0 and self.kl_in == "reward"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ class Sample:
     one for each. weight: what each of them counts in the loss, 1 on average over the batch
     (aggregation). group: samples of one group have one number; None for a sample of its own.
     values, returns: of the state before each of these tokens, what a critic expected and what it
-    should have; empty without a critic.
+    should have; empty without a critic. prox: the log-probabilities of the policy that takes the
+    batch; empty where they are not known yet.
     """
 
     tokens: Sequence[int]
@@ -29,6 +30,7 @@ class Sample:
     weight: float = 1.0
     values: Sequence[float] = ()
     returns: Sequence[float] = ()
+    prox: Sequence[float] = ()
 
     @property
     def advantages(self) -> Sequence[float]:

@@ -200,7 +200,9 @@ def _micro_batch(
 ) -> MicroBatch:
     counts = torch.tensor([len(sample.trained) for sample in samples])
     weights = torch.tensor([sample.weight for sample in samples], dtype=torch.float32)
-    is_judged = all(sample.values for sample in samples)
+    is_judged, is_known = (
+        all(of) for of in ((s.values for s in samples), (s.prox for s in samples))
+    )
     return MicroBatch(
         input_ids=input_ids,
         source=torch.tensor(source),
@@ -209,6 +211,7 @@ def _micro_batch(
         advantages=_column(sample.advantages for sample in samples),
         sequence=torch.arange(len(samples)).repeat_interleave(counts),
         weights=weights.repeat_interleave(counts),
+        prox=_column(sample.prox for sample in samples) if is_known else None,
         packing=packing,
         values=_column(sample.values for sample in samples) if is_judged else None,
         returns=_column(sample.returns for sample in samples) if is_judged else None,

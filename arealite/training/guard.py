@@ -63,7 +63,7 @@ class Guard:
 def _plain(sample: Sample) -> dict[str, Any]:
     told = asdict(sample)
     told["tokens"], told["trained"] = list(sample.tokens), list(sample.trained)
-    for name in ("behave", "values", "returns"):
+    for name in ("behave", "values", "returns", "prox"):
         told[name] = _numbers(told[name])
     if isinstance(sample.advantage, Sequence):
         told["advantage"] = _numbers(sample.advantage)

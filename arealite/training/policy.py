@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from arealite import stopping
 from arealite.algorithms.corrections import effective_sample_size
+from arealite.algorithms.kl import ESTIMATORS
 from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
 from arealite.crash import crash_point
@@ -20,7 +21,7 @@ from arealite.data.batch import Batch, Sample, minibatches
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.telemetry.run_folder import RunFolder
-from arealite.training.credit import credited
+from arealite.training.credit import TokenCredit
 from arealite.training.critic import Critic
 from arealite.training.guard import Guard
 from arealite.training.learner import Learner
@@ -52,7 +53,7 @@ class Policy:
         critic: Critic | None = None,
     ) -> None:
         self.model, self.config, self._reference = model, config, reference
-        self.critic = critic
+        self.critic, self._credit = critic, TokenCredit(config, critic)
         self.version = 0
         self._learner = Learner(model, config.actor.optimizer, total_updates, guard)
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
@@ -97,9 +98,10 @@ class Policy:
         learner.updates = load_trainer(
             checkpoint.path, learner.optimizer, learner.named, self.model
         )
+        facts = load_facts(checkpoint.path)
         if self.critic is not None:
-            facts = load_facts(checkpoint.path)
             self.critic.restore(checkpoint, facts["critic_updates"])
+        self._credit.kl_ctl = facts["kl_ctl"]
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -107,7 +109,7 @@ class Policy:
 
     def state(self) -> PolicyState:
         """A copy of this version in memory: all that a checkpoint needs of it."""
-        learner, facts = self._learner, dict[str, float]()
+        learner, facts = self._learner, {"kl_ctl": self._credit.kl_ctl}
         trainer = dict(trainer_tensors(learner.optimizer, learner.named, self.model))
         if self.critic is not None:
             trainer |= self.critic.tensors()
@@ -119,8 +121,8 @@ class Policy:
         """One version's training step: in each epoch one optimizer update per minibatch. Flat
         metrics.
 
-        With a critic the batch first gets its values and an advantage for each token, and then the
-        critic is updated as well; in its warm-up it alone.
+        With a critic, or a price on the KL to the reference, the batch first gets an advantage for
+        each token. The critic is updated as well; in its warm-up it alone.
 
         The loss is summed over micro-batches and divided once by the minibatch's share of the
         global token count, so the cut into micro-batches never shows. An update whose loss or
@@ -129,11 +131,10 @@ class Policy:
         for a token that the model does not have, Preempted where the run is asked to stop before
         the first of the updates.
         """
-        started, told = time.monotonic(), dict[str, float]()
+        started = time.monotonic()
         self._check_tokens(batch.samples)
         stopping.check()
-        if self.critic is not None:
-            batch = credited(batch, self.critic, self.config)
+        batch, told = self._credit(*self._with_kl(batch))
         if self.critic is None or self.version >= self.config.critic.warmup_steps:
             told |= self._update(batch, loss)
         if self.critic is not None:  # last: from the first update on nothing may stop in between
@@ -228,14 +229,35 @@ class Policy:
         }
 
     @torch.no_grad()
+    def _with_kl(self, batch: Batch) -> tuple[Batch, list[list[float]] | None]:
+        """With the log-probabilities of the policy that takes the batch, and its KL to the
+        reference at each sample's tokens; None where that has no price."""
+        if self._reference is None or not self.config.actor.penalises_kl:
+            return batch, None
+        estimate = ESTIMATORS[self.config.actor.kl_estimator]
+        found: dict[int, list[list[float]]] = {}
+        for micro in self._cut(batch.samples):
+            micro = micro.to(self.config.actor.device)
+            prox, _ = token_logprobs(self.model, micro, self._temperature)
+            ref, _ = token_logprobs(self._reference, micro, self._temperature)
+            told = micro.by_sample(prox), micro.by_sample(estimate(prox, ref))
+            found |= {id(sample): pair for sample, *pair in zip(micro.samples, *told, strict=True)}
+        samples = [dataclasses.replace(s, prox=found[id(s)][0]) for s in batch.samples]
+        return dataclasses.replace(batch, samples=samples), [found[id(s)][1] for s in batch.samples]
+
+    @torch.no_grad()
     def _annotate(self, micro: MicroBatch) -> MicroBatch:
         on_device = self._with_reference(micro.to(self.config.actor.device))
+        if on_device.prox is not None:
+            return on_device
         prox, _ = token_logprobs(self.model, on_device, self._temperature)
         return dataclasses.replace(on_device, prox=prox)
 
     @torch.no_grad()
     def _with_reference(self, micro: MicroBatch) -> MicroBatch:
-        if self._reference is None or micro.ref is not None:
+        """For the loss, unless the KL has its price already."""
+        is_priced = self.config.actor.kl_in == "reward"
+        if self._reference is None or is_priced or micro.ref is not None:
             return micro
         logprobs, _ = token_logprobs(self._reference, micro, self._temperature)
         return dataclasses.replace(micro, ref=logprobs)

@@ -26,7 +26,7 @@ from arealite.config import Config, CriticConfig, OptimizerConfig
 from arealite.data.batch import Batch, Sample, to_batch
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import CheckpointError, ConfigError, NonFinite
-from arealite.training.credit import credited
+from arealite.training.credit import TokenCredit
 from arealite.training.critic import Critic
 from arealite.training.guard import Guard
 from arealite.training.policy import Policy, critic_updates
@@ -52,6 +52,10 @@ def config_with(
     )
     own = {"optimizer": OptimizerConfig(lr=1e-2)} | critic
     return replace(config, actor=actor, critic=CriticConfig(**own))
+
+
+def credited(batch: Batch, critic: Any, config: Config) -> Batch:
+    return TokenCredit(config, critic)(batch)[0]
 
 
 def critic_of(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Critic:

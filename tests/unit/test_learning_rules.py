@@ -104,6 +104,19 @@ def loaded(*overrides: str) -> Config:
         (["actor.discount=0.9"], "actor.discount", "group does not read it"),
         (["actor.algorithm=ppo", "actor.discount=1.1"], "actor.discount", "between 0 and 1"),
         (["actor.ppo_epochs=0"], "actor.ppo_epochs", "above 0"),
+        (["actor.kl_in=reward"], "actor.kl_in", "actor.kl_ctl is 0"),
+        (["actor.kl_ctl=0.1", "actor.kl_estimator=k1"], "actor.kl_estimator", "use k2 or k3"),
+        (["actor.kl_ctl=0.1", "actor.kl_target=6"], "actor.kl_target", "actor.kl_in is loss"),
+        (
+            ["actor.kl_ctl=0.1", "actor.kl_in=reward", "actor.kl_target=0"],
+            "actor.kl_target",
+            "above 0",
+        ),
+        (
+            ["actor.kl_ctl=0.1", "actor.kl_in=reward", "actor.kl_horizon=9"],
+            "actor.kl_horizon",
+            "actor.kl_target is null",
+        ),
     ],
 )
 def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -> None:
@@ -135,6 +148,7 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.algorithm=ppo", "actor.gae_lambda=0.95", "critic.path=models/c"],
         ["actor.adv_baseline=critic", "actor.adv_norm=none", "critic.eps_clip_value=null"],
         ["actor.ppo_epochs=2"],
+        ["actor.kl_ctl=0.1", "actor.kl_in=reward", "actor.kl_estimator=k1", "actor.kl_target=6"],
     ],
 )
 def test_what_fits_together_loads(overrides: list[str]) -> None:
