@@ -20,6 +20,7 @@ from arealite.ledger import AccountError, Ledger
 from arealite.rollout.door import Rollouts
 from arealite.rollout.snapshot import Snapshot, from_lines, to_lines
 from arealite.telemetry.run_folder import sync
+from arealite.telemetry.trace import span
 from arealite.training.checkpoint import write_model
 from arealite.training.policy import Policy
 from arealite.training.state import PolicyState, save_trainer
@@ -92,7 +93,8 @@ class Commits:
     def _make(self, version: int) -> None:
         started = self._at = time.monotonic()
         self._is_owed = False
-        state, (snapshot, moment) = self._policy.state(), self._rollouts_at(version)
+        with span("copy a checkpoint"):
+            state, (snapshot, moment) = self._policy.state(), self._rollouts_at(version)
         self._run.timed["time/checkpoint_s"] = time.monotonic() - started
         crash_point("checkpoint.copied")
         self._writing = Future()
@@ -120,7 +122,8 @@ class Commits:
     def _write(self, state: PolicyState, snapshot: Snapshot | None, moment: Moment) -> None:
         assert self._writing is not None
         try:
-            self._write_all(state, snapshot, moment)
+            with span("write a checkpoint", "checkpoints"):
+                self._write_all(state, snapshot, moment)
             self._version = state.version
         except Exception as error:  # a disk refuses, or a library does; the run can go on
             self._run.status.alarm(

@@ -10,6 +10,7 @@ from arealite.crash import crash_point
 from arealite.data.rows import load_rows
 from arealite.rollout.door import Evaluating, Rollouts
 from arealite.telemetry.metrics import evaluation_keys, series
+from arealite.telemetry.trace import span
 from arealite.training.policy import Policy
 from arealite.training.sft import cross_entropy, to_samples
 
@@ -46,8 +47,9 @@ class Evaluation:
             return
         self._run.status.set(phase="evaluating")
         self._start(version)
-        for open_version in list(self._open):
-            self._collect(open_version)
+        with span("wait for evaluations"):
+            for open_version in list(self._open):
+                self._collect(open_version)
 
     def _start(self, version: int) -> None:
         is_wanted = self._run.config.valid_dataset.path and not stopping.is_asked()
@@ -77,7 +79,8 @@ class HeldOutLoss:
         is_due = version in (0, last) or (every and version % every == 0)
         if self._samples and is_due and version not in self._run.judged:
             self._run.status.set(phase="evaluating")
-            loss = self._policy.loss_of(self._samples, cross_entropy)
+            with span("held-out loss"):
+                loss = self._policy.loss_of(self._samples, cross_entropy)
             self._run.record_evaluation(version, {"eval/valid/loss": loss})
 
 

@@ -44,6 +44,7 @@ from arealite.telemetry.quarantine import Quarantine
 from arealite.telemetry.run_folder import RunFolder, write_atomically
 from arealite.telemetry.status import Status
 from arealite.telemetry.summary import summarise
+from arealite.telemetry.trace import Trace
 from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits
 from arealite.training.checkpoint import save_model
@@ -67,7 +68,11 @@ class Run:
         """recovered: the checkpoint from which the run goes on."""
         self.config, self.folder, self.recovered = config, folder, recovered
         self.first_version = recovered.version if recovered else 0
-        self.waits = Waits()
+        self._trace: Trace | None = None
+        if config.stats_logger.trace:
+            self._trace = Trace(folder.trace, self._alarm, self.first_version)
+            self._trace.install()
+        self.waits = Waits(None if self._trace is None else self._trace.waited)
         self.status = Status(folder, self.waits)
         self.transcripts = (
             Transcripts(folder, alarm=self.status.alarm)
@@ -154,6 +159,8 @@ class Run:
         timed, self.timed = self.timed, {}
         told = {**metrics, **timed, **self._accuracy(episodes), **self._pace.shares(metrics)}
         self._recorder.record(version, told)
+        if self._trace is not None:
+            self._trace.told(version, told)
         crash_point("metrics_written")
         self._watch_losses(version, metrics, len(episodes))
         if self.transcripts is not None and episodes:
@@ -236,8 +243,13 @@ class Run:
             self.status.set(phase="saving")
             save_model(policy.model, self.tokenizer, Path(self.config.saver.export), policy.version)
 
+    def _alarm(self, sentence: str) -> None:
+        self.status.alarm(sentence)
+
     def close(self) -> None:
         self.closing.close()
+        if self._trace is not None:
+            self._trace.close()
         self._recorder.close()
         self.quarantine.close()
         if self.transcripts is not None:

@@ -219,6 +219,11 @@ class StatsLoggerConfig:
     wandb: WandbConfig = section(WandbConfig, "Weights & Biases")
     tensorboard: TensorBoardConfig = section(TensorBoardConfig, "TensorBoard")
     transcripts: bool = opt(True, "write every episode to transcripts.jsonl")
+    trace: bool = opt(
+        False,
+        "write trace.json: requests, rewards, waits, training and publishing as spans, for "
+        "ui.perfetto.dev (docs/seeing.md)",
+    )
 
 
 @dataclass(frozen=True)

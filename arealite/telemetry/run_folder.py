@@ -2,7 +2,7 @@
 
     {fileroot}/{experiment_name}/{trial_name}/
         config.yaml  status.json  metrics.jsonl  transcripts.jsonl  quarantine.jsonl  ledger.jsonl
-        checkpoints/<version>/  nonfinite/  logs/  curves.png  summary.txt
+        checkpoints/<version>/  nonfinite/  logs/  curves.png  trace.json  summary.txt
 
 It is a contract: people's scripts read it. Files of lines are UTF-8, one JSON object per line,
 strictly valid (no NaN, no lone surrogate); a reader may meet a half-written last line.
@@ -113,6 +113,11 @@ class RunFolder:
     @property
     def curves(self) -> Path:
         return self.path / "curves.png"
+
+    @property
+    def trace(self) -> Path:
+        """Only where stats_logger.trace asks for it."""
+        return self.path / "trace.json"
 
     @property
     def summary(self) -> Path:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ class Wait:
     """One open wait, used as `with`. since: time.monotonic() seconds at which it began. whole:
     see Waits.on."""
 
-    __slots__ = ("_open", "deadline_s", "owner", "since", "what", "whole")
+    __slots__ = ("_ended", "_open", "deadline_s", "owner", "since", "what", "whole")
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class Wait:
         what: str,
         deadline_s: float | None,
         whole: bool,
+        ended: Callable[[Wait], None] | None = None,
     ) -> None:
-        self._open = opened
+        self._open, self._ended = opened, ended
         self.owner = owner
         self.what = what
         self.deadline_s = deadline_s
@@ -55,6 +56,8 @@ class Wait:
         trace: TracebackType | None,
     ) -> None:
         self._open.pop(self, None)
+        if self._ended is not None:
+            self._ended(self)
 
     def age(self, now: float) -> float:
         """Seconds since it began."""
@@ -70,8 +73,10 @@ class Waits:
     No lock: one dict operation is atomic in CPython, and a snapshot is one list() of the dict.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[Wait], None] | None = None) -> None:
+        """ended: is told of every wait that has ended, in whatever way, where it ended."""
         self._open: dict[Wait, None] = {}
+        self._ended = ended
 
     def on(
         self, owner: str, what: str, deadline_s: float | None = None, *, whole: bool = False
@@ -81,7 +86,7 @@ class Waits:
         whole: what is waited for is itself made of waits that are on record; it is told after
         them. It only records; the deadline is applied by waited(), or by whoever reads overdue().
         """
-        return Wait(self._open, owner, what, deadline_s, whole)
+        return Wait(self._open, owner, what, deadline_s, whole, self._ended)
 
     def count(self) -> int:
         """How many waits are open. (No __len__: an empty registry must not be false.)"""

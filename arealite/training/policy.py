@@ -21,6 +21,7 @@ from arealite.data.batch import Batch, Sample, minibatches
 from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.telemetry.run_folder import RunFolder
+from arealite.telemetry.trace import span
 from arealite.training.credit import TokenCredit
 from arealite.training.critic import Critic
 from arealite.training.guard import Guard
@@ -131,6 +132,10 @@ class Policy:
         for a token that the model does not have, Preempted where the run is asked to stop before
         the first of the updates.
         """
+        with span("update"):
+            return self._updated(batch, loss)
+
+    def _updated(self, batch: Batch, loss: Loss) -> dict[str, float]:
         started = time.monotonic()
         self._check_tokens(batch.samples)
         stopping.check()
@@ -187,6 +192,10 @@ class Policy:
 
     def export(self, version: int) -> WeightUpdate:
         """Writes the weights as a complete folder, with the probe that a right engine answers."""
+        with span("export"):
+            return self._exported(version)
+
+    def _exported(self, version: int) -> WeightUpdate:
         if self._publisher is None:
             self._publisher = Publisher(weights_folder())
         path = self._publisher.write(self.model, version)

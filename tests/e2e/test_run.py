@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from small_run import CONFIG, COUNTDOWN, small_folder, start
+from trace_support import check_nesting, named, overlap, processes, read, spans
 
 SMALL = [
     "train_dataset.batch_size=8",
@@ -14,6 +15,7 @@ SMALL = [
     "evaluator.freq_steps=2",
     "total_train_steps=5",
     "rollout.reward_fn=reward.py:compute_score",
+    "stats_logger.trace=true",
 ]
 
 
@@ -93,12 +95,44 @@ def test_the_run_folder_is_complete(
     assert fates.count("evaluated") == 4 * 16
 
 
-def test_staleness_0_trains_on_the_policys_own_tokens(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def synchronous(folder: Path) -> tuple[str, list[dict[str, Any]], Path]:
+    printed, lines = launch(folder, "rollout.max_head_offpolicyness=0", "trial_name=sync")
+    return printed, lines, folder / "runs/countdown-cpu/sync"
+
+
+def test_staleness_0_trains_on_the_policys_own_tokens(
+    synchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
     """Then engine and trainer must agree on every sampled token: KL is second order in that."""
-    lines = launch(folder, "rollout.max_head_offpolicyness=0", "trial_name=sync")[1]
-    for row in versions(lines):
+    for row in versions(synchronous[1]):
         assert row["staleness/max"] == 0
         assert abs(row["loss/behave_kl"]) < 1e-8  # log-probabilities equal to 1e-4
+
+
+def test_the_trace_tells_who_worked_when(
+    asynchronous: tuple[str, list[dict[str, Any]], Path],
+    synchronous: tuple[str, list[dict[str, Any]], Path],
+) -> None:
+    """Training episodes overlap updates where the run is asynchronous, and else never."""
+    for run_folder, is_expected in ((asynchronous[2], True), (synchronous[2], False)):
+        events = read(run_folder / "trace.json")
+        check_nesting(events)
+        of = processes(events)
+        updates, episodes = named(events, "update"), named(events, "an episode")
+        assert [e["args"]["version"] for e in updates] == [0, 1, 2, 3, 4]
+        assert len(episodes) >= 5 * 8
+        assert is_expected == any(overlap(u, e) for u in updates for e in episodes)
+        publishing = named(events, "publish weights version")
+        assert [e["name"][-1] for e in publishing] == ["0", "1", "2", "3", "4", "5"]
+        requests = [e for e in spans(events) if of[e["pid"]].startswith("server ")]
+        assert {e["name"] for e in requests} >= {"POST /generate"}
+        made = named(events, "version") + named(events, "start, version")
+        assert sorted(e["args"]["version"] for e in made) == [1, 2, 3, 4, 5]
+        for update in updates:
+            assert any(overlap(update, e) and e["dur"] >= update["dur"] for e in made)
+        kinds = {of[e["pid"]].partition(" ")[0] for e in spans(events)}
+        assert kinds >= {"trainer", "server", "rewards", "episodes", "held-out", "evaluations"}
 
 
 def test_the_seeds_script_trains_too(folder: Path) -> None:
