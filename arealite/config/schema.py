@@ -152,6 +152,7 @@ class RewardConfig:
 @dataclass(frozen=True)
 class DatasetConfig:
     path: str = opt("", "a .jsonl file, or a data set's hub id")
+    name: str | None = opt(None, "configuration of a hub data set, as gsm8k's main; null: its only")
     split: str = opt("train", "split of a hub data set")
     batch_size: int = opt(32, "rows per batch; each row becomes gconfig.n_samples samples")
     shuffle: bool = opt(True, "a new order in every epoch, fixed by the seed")

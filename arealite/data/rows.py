@@ -29,7 +29,7 @@ def load_rows(config: DatasetConfig, section: str) -> Any:
         if local:
             rows = load_dataset(path="json", split="train", data_files=config.path)
         else:
-            rows = load_dataset(config.path, split=config.split)
+            rows = load_dataset(config.path, config.name, split=config.split)
     except Exception as error:  # the library wraps parser errors in several types of its own
         what = f"{config.path}{_bad_line(Path(config.path))}" if local else config.path
         if not Path(config.path).exists():

@@ -3,12 +3,14 @@
     python examples/countdown/tiny_model.py --out models/tiny-qwen2 --seed 1
 
 The folder is an ordinary Hugging Face one (AutoTokenizer and AutoModelForCausalLM load it). The
-tokenizer knows the fixed phrases of the Countdown task and the numbers to 199 as one token each,
-which keeps sequences short, and falls back to bytes, so that it can encode any text and gives every
-text back unchanged. The model knows nothing: supervised fine-tuning warms it up.
+tokenizer knows the fixed phrases of the Countdown task (or with --phrases those of a JSON list) and
+the numbers to 199 as one token each, which keeps sequences short, and falls back to bytes, so that
+it can encode any text and gives every text back unchanged. The model knows nothing: supervised
+fine-tuning warms it up. With --base there is no chat template, as in a base model.
 """
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -32,12 +34,9 @@ FILES = {
 
 LARGEST_NUMBER = 199
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+FRAME = ("system\n", "user\n", "assistant\n", "\n")
+"""Of a chat."""
 PHRASES = (
-    # chat frame
-    "system\n",
-    "user\n",
-    "assistant\n",
-    "\n",
     # the task's sentences, see countdown.py
     "Using the numbers [",
     "], create an equation that equals ",
@@ -59,7 +58,8 @@ PHRASES = (
     "(",
     ")",
 )
-VERDICTS = (" yes", " no")
+MORE = (" yes", " no")
+"""After the numbers."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -68,7 +68,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    phrases: Sequence[str] = PHRASES, more: Sequence[str] = MORE, is_base: bool = False
+) -> PreTrainedTokenizerFast:
     """Bytes as the base alphabet; phrases and numbers above it as longest matches."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = {token: index for index, token in enumerate((*SPECIAL, *alphabet))}
@@ -77,7 +79,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     # A digit is in the byte alphabet already; longer numbers and phrases come on top.
     numbers = [str(number) for number in range(10, LARGEST_NUMBER + 1)]
-    whole = [AddedToken(text, normalized=False) for text in (*PHRASES, *numbers, *VERDICTS)]
+    known = dict.fromkeys((*FRAME, *phrases, *numbers, *more))
+    whole = [AddedToken(text, normalized=False) for text in known]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL])
     tokenizer.add_tokens(whole)
     fast = PreTrainedTokenizerFast(
@@ -87,7 +90,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=512,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = None if is_base else CHAT_TEMPLATE
     return fast
 
 
@@ -128,13 +131,12 @@ def check_replaceable(out: Path) -> None:
         raise FileExistsError(f"--out {out} holds no complete model{remedy}")
 
 
-def save(out: Path, seed: int) -> int:
+def save(out: Path, seed: int, tokenizer: PreTrainedTokenizerFast) -> int:
     """Write the folder whole or not at all; returns the number of parameters.
 
     Replaces a model that it wrote before. Raises OSError, also for a folder of anything else.
     """
     check_replaceable(out)
-    tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -151,15 +153,26 @@ def save(out: Path, seed: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _read(path: Path) -> list[str]:
+    """Raises OSError, and ValueError where it is no list of texts."""
+    found = json.loads(path.read_text("utf-8"))
+    if not isinstance(found, list) or not all(isinstance(text, str) and text for text in found):
+        raise ValueError(f"--phrases {path} must be a JSON list of texts")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--seed", type=int, default=1, help="of the random weights")
+    parser.add_argument("--phrases", type=Path, help="JSON list of texts that are one token each")
+    parser.add_argument("--base", action="store_true", help="without a chat template")
     options = parser.parse_args(arguments)
     try:
-        parameters = save(options.out, options.seed)
-    except OSError as error:
+        texts = (_read(options.phrases), ()) if options.phrases else (PHRASES, MORE)
+        parameters = save(options.out, options.seed, make_tokenizer(*texts, options.base))
+    except (OSError, ValueError) as error:
         print(f"tiny_model.py: error: {error}", file=sys.stderr)
         return 2
     print(f"{parameters:,} parameters in {options.out}")

@@ -111,3 +111,21 @@ def test_what_may_be_a_hub_id_or_a_folder_that_is_not_there_is_told_as_both(
         "train_dataset.path: there is no data/foo here, and taken as a hub id it cannot be loaded: "
         "Couldn't reach the Hub (give a .jsonl file, or a hub id that this machine can reach)"
     )
+
+
+def test_a_hub_data_set_is_asked_for_by_name_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([{"question": "?"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    load_rows(DatasetConfig(path="openai/gsm8k", name="main", split="test"), "valid_dataset")
+    load_rows(DatasetConfig(path="owner/rows"), "train_dataset")
+    assert asked == [
+        (("openai/gsm8k", "main"), {"split": "test"}),
+        (("owner/rows", None), {"split": "train"}),
+    ]
