@@ -141,7 +141,8 @@ class Commits:
                 sync(path)
         fields = state_of(plain(run.config), moment["sequence"], moment["positions"])
         with self._store.writing(state.version, fields) as folder:
-            write_model(self._policy.model, run.tokenizer, folder, state.model)
+            card = run.card(state.version) if run.is_kept(state.version) else ""
+            write_model(self._policy.model, run.tokenizer, folder, state.model, card)
             save_trainer(state, folder)
             if snapshot is not None:
                 with open(folder / "rollouts.jsonl", "w", encoding="utf-8") as file:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arealite import stopping
+from arealite.card import model_card
 from arealite.checkpoints.export import check_export
 from arealite.checkpoints.resume import goes_on, recover
 from arealite.checkpoints.store import Checkpoint
@@ -63,10 +64,15 @@ class Run:
     """What the loop needs to know and to tell. Made by open_run."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, recovered: Checkpoint | None = None
+        self,
+        config: Config,
+        folder: RunFolder,
+        recovered: Checkpoint | None = None,
+        rows: Any = None,
     ) -> None:
-        """recovered: the checkpoint from which the run goes on."""
+        """recovered: the checkpoint from which the run goes on. rows: as in open_run."""
         self.config, self.folder, self.recovered = config, folder, recovered
+        self._given_rows = rows
         self.first_version = recovered.version if recovered else 0
         self._trace: Trace | None = None
         if config.stats_logger.trace:
@@ -115,7 +121,9 @@ class Run:
 
     @cached_property
     def rows(self) -> Any:
-        rows = load_rows(self.config.train_dataset, "train_dataset")
+        rows = self._given_rows
+        if rows is None:
+            rows = load_rows(self.config.train_dataset, "train_dataset")
         if len(rows) < self.config.train_dataset.batch_size:
             raise ConfigError(
                 f"train_dataset.batch_size is {self.config.train_dataset.batch_size}, but "
@@ -237,11 +245,25 @@ class Run:
             kept |= {max(scores, key=lambda v: (scores[v], v))} if scores else set()
         return kept
 
+    def card(self, version: int) -> str:
+        """The model card of this version, for its folder."""
+        kwargs = self.config.rollout.workflow_kwargs
+        is_chat = bool(kwargs.get("chat", True)) and bool(self.tokenizer.chat_template)
+        column = "prompt" if self.config.mode == "sft" else kwargs.get("prompt_key", "query")
+        rows = load_metrics(self.folder.metrics)
+        return model_card(self.config, version, rows, self.rows[0].get(column), is_chat)
+
+    def is_kept(self, version: int) -> bool:
+        """Whether the model of this version is one for people, and not for a recovery alone."""
+        every = self.config.saver.freq_steps
+        return version == self.total_versions or bool(every and version % every == 0)
+
     def export(self, policy: Policy) -> None:
         """The last model, where saver.export asks for it."""
         if self.config.saver.export:
             self.status.set(phase="saving")
-            save_model(policy.model, self.tokenizer, Path(self.config.saver.export), policy.version)
+            folder, card = Path(self.config.saver.export), self.card(policy.version)
+            save_model(policy.model, self.tokenizer, folder, policy.version, card)
 
     def _alarm(self, sentence: str) -> None:
         self.status.alarm(sentence)
@@ -259,8 +281,11 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[Run]:
+def open_run(config: Config, rows: Any = None) -> Iterator[Run]:
     """Opens the run folder and telemetry; at the end draws the curves and writes the summary.
+
+    rows: a script's own, in place of those of train_dataset: anything with a length whose items
+    are mappings, the same ones in the same order when the run goes on.
 
     Where the folder holds a run, it goes on from its newest checkpoint (run.recovered) as
     recover.mode says, or that is moved aside; one in which another run is going on is refused.
@@ -271,18 +296,18 @@ def open_run(config: Config) -> Iterator[Run]:
     # What the launcher starts runs in the folder that it has claimed.
     with nullcontext() if is_trainer() else claimed(folder, lambda: goes_on(config, folder)):
         folder.create()
-        with _opened(config, folder) as run:
+        with _opened(config, folder, rows) as run:
             yield run
 
 
 @contextmanager
-def _opened(config: Config, folder: RunFolder) -> Iterator[Run]:
+def _opened(config: Config, folder: RunFolder, rows: Any = None) -> Iterator[Run]:
     alarms: list[str] = []
     recovered, changed = recover(config, folder, alarms.append)
     for change in changed:
         log.warning("%s since the checkpoint; the run goes on with it", change)
     write_atomically(folder.config, to_yaml(config))
-    run = Run(config, folder, recovered)
+    run = Run(config, folder, recovered, rows)
     for alarm in alarms:
         run.status.alarm(alarm)
     run.status.set(

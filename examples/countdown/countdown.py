@@ -26,9 +26,15 @@ LONG_PROMPT = (
     "<think> </think> tags. And return the final answer in <answer> </answer> tags, for example "
     "<answer> (1 + 2) / 3 </answer>."
 )
+R1_PROMPT = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
+    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
+    f"user with the answer.\nUser: {LONG_PROMPT}\nAssistant: <think>\n"
+)
+"""For a base model, which has no chat template: the answer has begun already."""
 SHORT_PROMPT = "Using the numbers [{numbers}], create an equation that equals {target}."
 MOST_DRAWS = 3_000
-PROMPTS = {"long": LONG_PROMPT, "short": SHORT_PROMPT}
+PROMPTS = {"long": LONG_PROMPT, "short": SHORT_PROMPT, "r1": R1_PROMPT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +311,9 @@ def generate(options: argparse.Namespace, game: Game) -> dict[str, list[dict[str
         files["demos.jsonl"] = [
             {
                 "prompt": problem.query(options.prompt),
-                "completion": demonstration(problem, rng, solver, game.largest),
+                "completion": demonstration(problem, rng, solver, game.largest).removeprefix(
+                    "<think>\n" if options.prompt == "r1" else ""
+                ),
             }
             for problem in chosen
         ]

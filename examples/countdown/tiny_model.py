@@ -58,7 +58,15 @@ PHRASES = (
     "(",
     ")",
 )
-MORE = (" yes", " no")
+MORE = (
+    " yes",
+    " no",
+    # around the task for a base model, see countdown.py
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
+    "it. The assistant first thinks about the reasoning process in the mind and then provides the "
+    "user with the answer.\nUser: ",
+    "\nAssistant: ",
+)
 """After the numbers."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -3,7 +3,7 @@
     python3 train.py --config train_config.yaml scheduler.type=local key=value ...
 
 starts the inference servers and then this file again, as the trainer. What the loop does is what
-`python -m arealite.launch` does; copy it where you want another loop.
+`python -m arealite.launch` does; copy it where you want another loop, or rows of your own.
 """
 
 import asyncio
@@ -32,6 +32,15 @@ from arealite.launch import launch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reward_score import compute_score
+
+
+def get_countdown_dataset(dataset_path: str, rank: int, world_size: int) -> Any:
+    """This trainer's share of the JSONL file that countdown.py makes."""
+    from datasets import load_dataset  # slow to import, and the launcher never needs it
+    from datasets.distributed import split_dataset_by_node
+
+    dataset = load_dataset(path="json", split="train", data_files=dataset_path)
+    return split_dataset_by_node(dataset, rank=rank, world_size=world_size)
 
 
 class CountDownWorkflow:
@@ -66,7 +75,11 @@ class CountDownWorkflow:
 
 def train(config: Config, addresses: Sequence[str]) -> None:
     algorithm, max_lag = PolicyGradient(config), config.rollout.max_trained_lag
-    with open_run(config) as run, Policy.load(config, run.total_updates, run.recovered) as policy:
+    rows = get_countdown_dataset(config.train_dataset.path, rank=0, world_size=1)
+    with (
+        open_run(config, rows) as run,
+        Policy.load(config, run.total_updates, run.recovered) as policy,
+    ):
         with open_rollouts(run, addresses) as rollouts, run.commits(policy, rollouts) as commits:
             rollouts.publish(policy.export(policy.version))
             evaluation = Evaluation(run, rollouts)

@@ -44,6 +44,16 @@ def test_the_configuration_page_is_generated_from_the_code() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == reference()
 
 
+def test_the_code_of_a_model_card_runs(demo_files: Path) -> None:
+    folder = demo_files / "models" / "countdown-warmup-seed1"
+    ((_, code),) = blocks(folder / "README.md", "python")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0, code + done.stderr
+
+
 @pytest.fixture(scope="module")
 def tutorial_run(demo_files: Path) -> Path:
     """The run folder that the tutorial's commands make."""

@@ -16,6 +16,8 @@ SMALL = [
     "total_train_steps=5",
     "rollout.reward_fn=reward.py:compute_score",
     "stats_logger.trace=true",
+    "saver.freq_steps=2",
+    "saver.export=models/exported",
 ]
 
 
@@ -87,7 +89,15 @@ def test_the_run_folder_is_complete(
     assert (run_folder / "summary.txt").read_text().strip() in printed
     judged = {line["version"] for line in lines if "eval/valid/accuracy" in line}
     assert judged == {0, 2, 4, 5}
+    for version in (2, 4, 5):  # kept for good
+        card = (run_folder / f"checkpoints/{version}/README.md").read_text()
+        assert f"version {version}" in card
+        assert "- method: GRPO" in card
+        assert "| reward/mean, mean of " in card
+    exported = (run_folder / "../../../models/exported/README.md").read_text()
+    assert "| eval/valid/accuracy | " in exported
     manifest = json.loads((run_folder / "checkpoints/5/MANIFEST.json").read_text())
+    assert "README.md" in manifest["files"]
     assert manifest["version"] == 5
     assert "model.safetensors" in manifest["files"]
     fates = [json.loads(line)["fate"] for line in (run_folder / "transcripts.jsonl").open()]

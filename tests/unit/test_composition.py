@@ -144,6 +144,16 @@ def test_a_run_folder_in_use_is_refused_also_without_the_launcher(
         pass
 
 
+def test_a_script_may_bring_rows_of_its_own(here: Path) -> None:
+    own = [{"prompt": "1+1", "completion": "2"}] * 8
+    with open_run(config_of(KEYS, "total_train_steps=null"), own) as run:
+        assert (len(run.rows), run.total_versions) == (8, 2)
+        open_rollouts(run, ["127.0.0.1:1"])
+    with pytest.raises(ConfigError, match="batch_size is 4"):
+        with open_run(config_of("trial_name=few"), own[:3]):
+            pass
+
+
 def losses(config: Config) -> dict[int, float]:
     finetune(config)
     rows = load_metrics(RunFolder.of("runs", "e", config.trial_name).metrics)

@@ -1,13 +1,11 @@
 """The Countdown example: reward, data, demonstrations, and the tiny model's folder."""
 
-import importlib.util
+import asyncio
 import itertools
-import json
 import operator
 import random
 import re
 import shutil
-import sys
 import unicodedata
 from collections import Counter
 from fractions import Fraction
@@ -16,21 +14,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from example_files import EXAMPLES, load_example, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "countdown"
+from arealite.config import load
+from arealite.engines.scripted import ScriptedEngine
+from arealite.types import GenerationHyperparameters
+
+EXAMPLE = EXAMPLES / "countdown"
 
 
 def _load(name: str) -> ModuleType:
-    """The example's file as a module, as a configuration would load it: by path."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLE / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
+    return load_example(f"countdown/{name}")
 
 
 countdown = _load("countdown")
@@ -145,10 +141,6 @@ def test_every_problem_is_solvable_and_new(seed: int) -> None:
         assert _solvable(problem.numbers, problem.target)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def _key(row: dict[str, Any]) -> tuple[tuple[int, ...], int]:
     return tuple(sorted(row["answer"]["numbers"])), row["answer"]["target"]
 
@@ -161,8 +153,8 @@ def test_files_are_disjoint_deterministic_and_complete(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    train, test = (_rows(tmp_path / "a" / f"{name}_e.jsonl") for name in ("train", "test"))
-    demos = _rows(tmp_path / "a" / "demos.jsonl")
+    train, test = (rows_of(tmp_path / "a" / f"{name}_e.jsonl") for name in ("train", "test"))
+    demos = rows_of(tmp_path / "a" / "demos.jsonl")
     assert (len(train), len(test), len(demos)) == (300, 60, 400)
     assert not {_key(row) for row in train} & {_key(row) for row in test}
     assert {row["prompt"] for row in demos} == {row["query"] for row in train}
@@ -175,7 +167,7 @@ def test_files_are_disjoint_deterministic_and_complete(tmp_path: Path) -> None:
 def test_sizes_keep_their_weights_and_ranges_hold(tmp_path: Path) -> None:
     options = ["--sizes", "2,4", "--weights", "1,3", "--max-number", "40", "--max-target", "90"]
     assert countdown.main(["--out", str(tmp_path), "--train", "400", "--test", "20", *options]) == 0
-    sizes = Counter(len(row["answer"]["numbers"]) for row in _rows(tmp_path / "train_e.jsonl"))
+    sizes = Counter(len(row["answer"]["numbers"]) for row in rows_of(tmp_path / "train_e.jsonl"))
     assert set(sizes) == {2, 4}
     assert 240 < sizes[4] < 360
 
@@ -250,8 +242,8 @@ def test_the_options_reach_the_demonstrator(
 ) -> None:
     arguments = ["--out", str(tmp_path), "--train", "100", "--test", "9", "--demos", "200"]
     assert countdown.main([*arguments, "--misread", misread]) == 0
-    truth = {row["query"]: row["answer"] for row in _rows(tmp_path / "train_e.jsonl")}
-    demos = _rows(tmp_path / "demos.jsonl")
+    truth = {row["query"]: row["answer"] for row in rows_of(tmp_path / "train_e.jsonl")}
+    demos = rows_of(tmp_path / "demos.jsonl")
     share = sum(score(d["completion"], truth[d["prompt"]]) == 1.0 for d in demos) / len(demos)
     assert right[0] <= share <= right[1]
 
@@ -276,6 +268,90 @@ def test_a_step_back_leaves_what_the_others_must_give() -> None:
         "6 * 12 = 72": (72, "{} / 12"),
         "12 / 6 = 2": (2, "12 / {}"),
     }
+
+
+def test_a_base_models_demonstrations_go_on_where_its_prompt_ends(tmp_path: Path) -> None:
+    arguments = ["--train", "20", "--test", "2", "--demos", "20", "--prompt", "r1"]
+    assert countdown.main(["--out", str(tmp_path), *arguments]) == 0
+    for row in rows_of(tmp_path / "demos.jsonl"):
+        assert row["prompt"].endswith("\nAssistant: <think>\n")
+        assert "\nUser: Using the numbers [" in row["prompt"]
+        assert not row["completion"].startswith("<think>")
+        assert row["completion"].count("</think>") == 1
+        assert score(row["completion"], {"target": 0, "numbers": [1]}) == 0.1
+
+
+# --- the script
+
+GAMES = [{"query": f"game {i}", "answer": {"target": 3, "numbers": [1, 2]}} for i in range(5)]
+
+
+def test_the_script_reads_its_share_of_the_rows(tmp_path: Path, monkeypatch: Any) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = str(tmp_path / "train_e.jsonl")
+    countdown.write_jsonl(Path(path), GAMES)
+    read = _load("train").get_countdown_dataset
+    assert list(read(path, rank=0, world_size=1)) == GAMES
+    shares = [list(read(path, rank=rank, world_size=2)) for rank in range(2)]
+    assert sorted(row["query"] for share in shares for row in share) == [
+        f"game {i}" for i in range(5)
+    ]
+    assert all(shares)
+
+
+class Speller:
+    """A tokenizer that says the same whatever was sampled."""
+
+    eos_token_id, pad_token_id = 1, 0
+
+    def __init__(self, says: list[str]) -> None:
+        self.says, self.asked = iter(says), ""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> str:
+        self.asked = messages[0]["content"]
+        return self.asked
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens: Any, **_: Any) -> str:
+        return next(self.says)
+
+
+def test_the_workflow_plays_a_row() -> None:
+    says = ["<answer> 1 + 2 </answer>", "<answer> 2 - 1 </answer>", "three"]
+    tokenizer = Speller(says)
+    workflow = _load("train").CountDownWorkflow(GenerationHyperparameters(n_samples=3), tokenizer)
+    played = asyncio.run(workflow.arun_episode(ScriptedEngine(), GAMES[0]))
+    assert tokenizer.asked == "game 0"
+    assert [(t.reward, t.text) for t in played] == list(zip([1.0, 0.1, 0.0], says, strict=True))
+
+
+# --- recipes
+
+
+def test_rloo_has_the_known_runs_numbers() -> None:
+    config = load(EXAMPLE / "rloo.yaml")
+    assert (config.actor.algorithm, config.actor.optimizer.lr) == ("rloo", 3e-6)
+    assert (config.gconfig.n_samples, config.gconfig.temperature) == (8, 0.1)
+    assert (config.gconfig.max_new_tokens, config.train_dataset.batch_size) == (250, 2)
+    assert (config.saver.freq_steps, countdown.PROMPTS["long"]) == (250, countdown.LONG_PROMPT)
+    small = load(EXAMPLE / "rloo_cpu.yaml")
+    assert (small.actor.algorithm, small.gconfig.n_samples) == ("rloo", 8)
+
+
+def test_r1_zero_has_the_known_runs_numbers() -> None:
+    config = load(EXAMPLE / "r1_zero.yaml")
+    assert config.actor.path == "Qwen/Qwen2.5-3B", "a base model"
+    assert config.rollout.workflow_kwargs == {"chat": False}
+    assert (config.actor.optimizer.lr, config.actor.kl_ctl) == (1e-6, 0.001)
+    assert (config.gconfig.n_samples, config.gconfig.temperature) == (8, 1.0)
+    assert (config.gconfig.max_new_tokens, config.train_dataset.max_length) == (1024, 256)
+    for name in ("r1_zero", "r1_zero_cpu"):
+        evaluator = load(EXAMPLE / f"{name}.yaml").evaluator
+        assert (evaluator.freq_steps, evaluator.greedy) == (8, True)
 
 
 # --- tiny model
@@ -322,6 +398,20 @@ def test_a_model_is_replaced_and_nothing_else(
     assert "is a file" in capsys.readouterr().err
 
 
+def test_phrases_of_another_task_and_no_chat_template(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    make, texts = _load("tiny_model").main, tmp_path / "phrases.json"
+    texts.write_text('["How many ", " apples?"]')
+    arguments = ["--out", str(tmp_path / "base"), "--phrases", str(texts), "--base"]
+    assert make(arguments) == 0
+    tokenizer = _tokenizer(tmp_path / "base")
+    assert tokenizer.chat_template is None
+    assert len(tokenizer.encode("How many 42 apples?")) == 3
+    for wrong in ('{"a": 1}', '["", "a"]', "nothing"):
+        texts.write_text(wrong)
+        assert make(arguments) == 2
+
+
 def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -339,6 +429,7 @@ def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
         assert tokenizer.encode(framed + completion) == prompt_ids + completion_ids
         assert len(prompt_ids) <= 18
         assert tokenizer.decode(tokenizer.encode(query)) == query
+        assert len(tokenizer.encode(problem.query("r1"))) <= 20
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
