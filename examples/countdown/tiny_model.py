@@ -178,8 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", action="store_true", help="without a chat template")
     options = parser.parse_args(arguments)
     try:
-        texts = (_read(options.phrases), ()) if options.phrases else (PHRASES, MORE)
-        parameters = save(options.out, options.seed, make_tokenizer(*texts, options.base))
+        own = _read(options.phrases) if options.phrases else None
+        phrases, more = (PHRASES, MORE) if own is None else (own, ())
+        tokenizer = make_tokenizer(phrases, more, is_base=options.base)
+        parameters = save(options.out, options.seed, tokenizer)
     except (OSError, ValueError) as error:
         print(f"tiny_model.py: error: {error}", file=sys.stderr)
         return 2

@@ -132,6 +132,15 @@ def test_the_job_script_for_slurm(tmp_path: Path, warned: bool, code: int) -> No
     )
 
 
+def test_sweep(demo_files: Path, tutorial_run: Path) -> None:
+    """What its commands would run; that they run is tests/e2e/test_sweep.py's."""
+    page = ROOT / "docs" / "sweep.md"
+    for line in (line for _, text in blocks(page, "bash") for line in text.splitlines()):
+        done = shell(f"{line} --check", demo_files)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        assert done.stdout.count("will be run") == 6, done.stdout
+
+
 def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
     """The last section of the tutorial."""
     page = ROOT / "docs" / "tutorial.md"
