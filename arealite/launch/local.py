@@ -44,6 +44,11 @@ TRAINER = "trainer"
 TAIL_LINES = 20
 NO_WORD = "no word in its log"
 
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+"""What children get where the environment does not say otherwise. Threads that spin while they wait
+take the cores from those they wait for: on a machine with other work, one step of a tiny model then
+takes many times as long."""
+
 
 class Child:
     """A running process and its log. restarts: how often its like has been started again."""
@@ -274,7 +279,8 @@ class Supervisor:
     def _start(
         self, process: Process, log: Path | None, descriptors: tuple[int, ...] = ()
     ) -> Child:
-        environment = {**os.environ, **process.environment, LIFELINE: str(self._read_end)}
+        environment = {**PATIENT, **os.environ, **process.environment}
+        environment[LIFELINE] = str(self._read_end)
         output: IO[bytes] | None = log.open("ab") if log else None
         try:
             popen = subprocess.Popen(
