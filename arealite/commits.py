@@ -62,7 +62,12 @@ class Commits:
             return
         self._run.status.set(phase="saving")
         self._wait()
-        if self._version < self._policy.version:
+        if self._rollouts is not None and not self._rollouts.is_whole:
+            self._run.status.alarm(
+                "stopped between two versions, while episodes of the older one ran: a "
+                "deterministic run goes on from the checkpoint before"
+            )
+        elif self._version < self._policy.version:
             self._make(self._policy.version)
             self._wait()
         if error is None and self._version < self._policy.version:

@@ -7,6 +7,7 @@ end: the kernel closes it with the launcher, also after kill -9, and the child e
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ ADDRESSES = "AREAL_LLM_SERVER_ADDRS"
 
 KEY = "AREALITE_SERVER_KEY"
 """Environment variable with the key that the servers ask for."""
+
+WEIGHTS_DIR = "AREALITE_WEIGHTS_DIR"
+"""Environment variable with the folder that the launcher made for published weights."""
 
 GRACE_S = 5.0
 
@@ -46,6 +50,8 @@ def _watch(descriptor: int) -> None:
     _until_closed(descriptor)
     os.kill(os.getpid(), signal.SIGTERM)  # first the clean way: files are closed
     time.sleep(GRACE_S)
+    if is_trainer() and (weights := os.environ.get(WEIGHTS_DIR)):
+        shutil.rmtree(weights, ignore_errors=True)  # memory that nobody else would free
     os._exit(143)  # then the certain one: the main thread may hang in a kernel
 
 

@@ -36,7 +36,7 @@ from arealite.launch.plan import Plan, Prepare
 from arealite.launch.ports import address_of, bound
 from arealite.launch.scratch import Scratch
 from arealite.launch.servers import KEY_FILE, Process
-from arealite.processes import ADDRESSES, KEY, LIFELINE, ROLE
+from arealite.processes import ADDRESSES, KEY, LIFELINE, ROLE, WEIGHTS_DIR
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.status import read_status
 
@@ -160,7 +160,7 @@ class Supervisor:
         environment = {
             **self._plan.trainer.environment,
             ADDRESSES: ",".join(addresses),
-            "AREALITE_WEIGHTS_DIR": str(self._scratch.weights),
+            WEIGHTS_DIR: str(self._scratch.weights),
             ROLE: "trainer",
             **({KEY: self._key} if self._key else {}),
         }

@@ -31,8 +31,9 @@ LOOK_S = 1.0
 """How often a waiting trainer looks whether the event loop still turns, in seconds."""
 SILENT_S = 5.0
 """A loop that beats every second is not blocked before this, however short the deadline."""
-
-
+SETTLE_S = 3.0
+"""How long a deterministic run that is asked to stop waits for what began with older weights; less
+than the launcher's grace, and than processes.GRACE_S."""
 END_S = 15.0
 """How long the episodes may take to end, when the run does."""
 
@@ -69,6 +70,9 @@ class Rollouts:
         """options: those of session.Session."""
         self._session = Session(engine, workflow, rows, limits, **options)
         self._limits = limits
+        self.is_whole = True
+        """False where a deterministic run was asked to stop while episodes ran that belong to
+        older weights than the trainer's: a snapshot would have them played with newer ones."""
         self._death: BaseException | None = None
         self._turned, self._is_blocked = time.monotonic(), False
         self._thread: threading.Thread | None = None
@@ -116,13 +120,14 @@ class Rollouts:
 
         Episodes in flight go on with the new weights. The first call starts the episodes.
         Returns the worst difference on the probe, in nats; NaN where the run was asked to stop
-        meanwhile, since then nobody needs it any more.
+        meanwhile, since then nobody needs it any more (see is_whole).
         """
         try:
             return self._call(self._session.publish(update))
         except Preempted:
             if stopping.is_urgent():
                 raise
+            self.is_whole = self._call(self._session.settles(SETTLE_S), may_stop=False)
             return math.nan
 
     def evaluate(self, version: int) -> Evaluating:

@@ -140,6 +140,17 @@ class Session:
         crash_point("weights_verified")
         return difference
 
+    async def settles(self, seconds: float) -> bool:
+        """Whether what runs may be played again with newer weights; else waits for its end."""
+        if not self.limits.in_order or self._running is None:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self.buffer.idle()
+        except (TimeoutError, ArealiteError):
+            return False
+        return True
+
     async def _watched(self, coroutine: Coroutine[Any, Any, T], owner: str, what: str) -> T:
         return await watched(
             coroutine,

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from arealite.processes import WEIGHTS_DIR
 from arealite.types import Probe
-
-WEIGHTS_DIR = "AREALITE_WEIGHTS_DIR"
-"""Environment variable with the folder that the launcher made for published weights."""
 
 PROBE_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
