@@ -48,6 +48,8 @@ class Commits:
         self._at = time.monotonic()
         self._writing: Future[None] | None = None
         self._is_owed = False
+        self._refused = 0
+        """How many checkpoints could not be written."""
 
     def __enter__(self) -> Commits:
         return self
@@ -81,6 +83,8 @@ class Commits:
         """Call it when all of this version is told. Raises Preempted where the run is asked to
         stop: then leaving the context keeps this version."""
         stopping.check()
+        if self._refused:
+            self._run.timed["counts/checkpoints_refused"] = float(self._refused)
         self._is_owed = self._is_owed or self._is_due(version)
         if self._is_owed and version < self._run.total_versions and not self._is_writing():
             self._make(version)
@@ -131,6 +135,7 @@ class Commits:
                 self._write_all(state, snapshot, moment)
             self._version = state.version
         except Exception as error:  # a disk refuses, or a library does; the run can go on
+            self._refused += 1
             self._run.status.alarm(
                 f"the checkpoint of version {state.version} could not be written ({error}); the "
                 "one before stays valid, and the next is tried"

@@ -27,7 +27,7 @@ from arealite.config.cli import load_from_argv
 from arealite.crash import crash_point
 from arealite.data.batch import Batch
 from arealite.data.rows import load_rows
-from arealite.errors import ArealiteError, ConfigError, boundary
+from arealite.errors import ArealiteError, CheckpointError, ConfigError, boundary
 from arealite.evaluation import scores_of
 from arealite.ledger import Ledger
 from arealite.processes import ADDRESSES, follow_parent, is_trainer
@@ -259,11 +259,21 @@ class Run:
         return version == self.total_versions or bool(every and version % every == 0)
 
     def export(self, policy: Policy) -> None:
-        """The last model, where saver.export asks for it."""
-        if self.config.saver.export:
-            self.status.set(phase="saving")
+        """The last model, where saver.export asks for it. Raises CheckpointError."""
+        if not self.config.saver.export:
+            return
+        self.status.set(phase="saving")
+        try:
             folder, card = Path(self.config.saver.export), self.card(policy.version)
             save_model(policy.model, self.tokenizer, folder, policy.version, card)
+        except ArealiteError:
+            raise
+        except Exception as error:  # a disk refuses, in a library that has errors of its own
+            raise CheckpointError(
+                f"saver.export: {self.config.saver.export} cannot be written ({error}); the model "
+                f"is in {self.folder.checkpoints / str(policy.version)}: make room, and give "
+                f"python -m arealite.export {self.folder.path} --out {self.config.saver.export}"
+            ) from None
 
     def _alarm(self, sentence: str) -> None:
         self.status.alarm(sentence)

@@ -252,3 +252,9 @@ def test_the_last_checkpoint_of_a_run_must_be_written(monkeypatch: pytest.Monkey
         patch.setattr(commits, "save_trainer", full)
         with pytest.raises(CheckpointError, match="the last checkpoint, of version 6, could not"):
             finetune(config_of())
+
+
+def test_an_export_that_cannot_be_written_says_where_the_model_is() -> None:
+    with pytest.raises(CheckpointError, match=r"saver.export: rows.jsonl/m cannot be .*/6: make"):
+        finetune(config_of("saver.export=rows.jsonl/m"))
+    assert os.readlink(FOLDER / "checkpoints/latest") == str(LAST)
