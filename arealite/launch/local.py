@@ -108,7 +108,8 @@ class Supervisor:
         self._children: list[Child] = []
         self._sockets: dict[str, socket.socket] = {}
         self._stack = ExitStack()
-        self._ending = False
+        self._ending = self._starting = False
+        self._stopped: Preempted | None = None
         self._scratch: Scratch | None = None
         self._key = os.environ.get(KEY) or (secrets.token_urlsafe(24) if plan.servers else "")
         self._oom_kills = count_oom_kills()
@@ -263,7 +264,8 @@ class Supervisor:
                     child.kill()
             is_first, self.is_asked = not self.is_asked, True
             if is_first and not self._ending:
-                raise Preempted(f"stopped by {signal.Signals(signum).name}")
+                self._stopped = Preempted(f"stopped by {signal.Signals(signum).name}")
+                self._stop_unless_starting()
 
         before = {s: signal.signal(s, stop) for s in stopping.SIGNALS}
         try:
@@ -271,6 +273,11 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop_unless_starting(self) -> None:
+        """A child that runs and is not yet known here would be forgotten."""
+        if self._stopped is not None and not self._starting:
+            raise self._stopped
 
     def _remove_scratch(self) -> None:
         if self._scratch is not None:
@@ -282,6 +289,7 @@ class Supervisor:
         environment = {**PATIENT, **os.environ, **process.environment}
         environment[LIFELINE] = str(self._read_end)
         output: IO[bytes] | None = log.open("ab") if log else None
+        self._starting = True
         try:
             popen = subprocess.Popen(
                 process.command,
@@ -293,13 +301,15 @@ class Supervisor:
                 # Ctrl-C reaches the launcher alone, which then ends the children in order.
                 start_new_session=True,
             )
+            child = Child(popen, process.name, log or Path(os.devnull))
+            self._children.append(child)
         except OSError as error:
             raise ConfigError(f"{process.command[0]} cannot be started: {error}") from None
         finally:
+            self._starting = False
             if output:
                 output.close()
-        child = Child(popen, process.name, log or Path(os.devnull))
-        self._children.append(child)
+        self._stop_unless_starting()
         return child
 
     def _wait(self, child: Child, timeout_s: float) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from arealite import stopping
 from arealite.errors import Preempted
 from arealite.launch import command
 from arealite.launch.local import Child, Supervisor
-from arealite.launch.plan import Process
+from arealite.launch.plan import Plan, Process
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -205,6 +206,27 @@ def test_a_signal_while_a_failed_run_is_ended_is_not_forgotten(
     assert ended.value.code == ends, error
     assert "the cause" in error
     assert ("asked to stop, so the run does not go on" in error) == (ends == 75)
+
+
+def test_a_child_that_starts_at_the_moment_of_a_signal_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def signalled(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
+        os.kill(os.getpid(), signal.SIGTERM)  # before anybody knows of it
+        return started[0]
+
+    popen = subprocess.Popen
+    trainer = Process("trainer", (sys.executable, "-c", "import time; time.sleep(100)"))
+    supervisor = Supervisor(Plan(tmp_path / "run", (), (), trainer, ()), grace_s=100)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+        with supervisor.signals(), supervisor:
+            supervisor.start()
+    assert len(started) == 1
+    assert started[0].poll() == -signal.SIGUSR1
 
 
 def test_a_signal_before_anything_has_started_says_75() -> None:
