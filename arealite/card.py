@@ -18,7 +18,7 @@ from arealite.telemetry.metrics import evaluation_keys, series
 
 METHODS = {
     "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO", "reinforce_pp": "REINFORCE++",
-    "dapo": "DAPO", "gspo": "GSPO", "cispo": "CISPO", "sapo": "SAPO",
+    "dapo": "DAPO", "gspo": "GSPO", "cispo": "CISPO", "sapo": "SAPO", "ppo": "PPO",
 }  # fmt: skip
 MEAN_OF = 10
 """A batch's reward is noisy: versions over which the first and the last are averaged."""
@@ -89,8 +89,11 @@ def _details(config: Config) -> Iterator[tuple[str, object]]:
     longest = f"at most {sampling.max_new_tokens} tokens"
     yield "sampling", f"temperature {sampling.temperature:g}, {longest}"
     yield "staleness", f"at most {config.rollout.max_head_offpolicyness} versions"
-    if config.actor.kl_ctl:
-        yield "KL to the reference", f"{config.actor.kl_ctl:g} x {config.actor.kl_estimator}"
+    actor = config.actor
+    if actor.adv_baseline == "critic":
+        yield "critic", f"learning rate {config.critic.optimizer.lr:g}"
+    if actor.kl_ctl:
+        yield "KL to the reference", f"{actor.kl_ctl:g} x {actor.kl_estimator} in the {actor.kl_in}"
 
 
 def _rewards(config: Config) -> Iterator[str]:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from plain_config import BASE
 
-from arealite.card import model_card
+from arealite.card import METHODS, model_card
 from arealite.config import Config, load
+from arealite.config.presets import PRESETS
 
 
 def config_of(tmp_path: Path, **changes: Any) -> Config:
@@ -66,6 +67,15 @@ def test_it_says_how_the_model_was_trained_and_what_it_earned(tmp_path: Path) ->
         assert part in card
     assert "9.0" not in card, "a later version's"
     assert '{"role": "user", "content": "How many?"}' in code(card)
+
+
+@pytest.mark.parametrize("algorithm", sorted(PRESETS))
+def test_every_algorithm_has_a_name(tmp_path: Path, algorithm: str) -> None:
+    actor = {"path": "models/m", "algorithm": algorithm, "kl_ctl": 0.1}
+    card = model_card(config_of(tmp_path, actor=actor), 1, [])
+    assert f"- method: {METHODS[algorithm]}" in card
+    assert ("- critic: learning rate" in card) == (algorithm == "ppo")
+    assert "- KL to the reference: 0.1 x k3 in the loss" in card
 
 
 def test_weights_of_several_rewards_are_told(tmp_path: Path) -> None:

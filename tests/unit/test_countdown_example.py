@@ -348,6 +348,7 @@ def test_r1_zero_has_the_known_runs_numbers() -> None:
     assert config.rollout.workflow_kwargs == {"chat": False}
     assert (config.actor.optimizer.lr, config.actor.kl_ctl) == (1e-6, 0.001)
     assert (config.gconfig.n_samples, config.gconfig.temperature) == (8, 1.0)
+    assert config.gconfig.top_p == 0.9
     assert (config.gconfig.max_new_tokens, config.train_dataset.max_length) == (1024, 256)
     for name in ("r1_zero", "r1_zero_cpu"):
         evaluator = load(EXAMPLE / f"{name}.yaml").evaluator

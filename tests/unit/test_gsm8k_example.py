@@ -157,3 +157,18 @@ def test_the_gpu_recipe_has_the_known_runs_numbers() -> None:
     assert (config.train_dataset.max_length, config.train_dataset.batch_size) == (256, 4)
     assert config.actor.mb_spec.max_tokens_per_mb == 2 * 16 * (256 + 200)
     assert config.total_train_epochs == 1
+
+
+def test_ppo_has_the_known_runs_numbers() -> None:
+    config = load(EXAMPLES / "gsm8k/ppo.yaml")
+    assert (config.actor.algorithm, config.actor.ppo_epochs) == ("ppo", 2)
+    assert config.actor.optimizer.lr == config.critic.optimizer.lr == 1e-6
+    assert config.actor.optimizer.lr_scheduler_type == "polynomial"
+    assert (config.gconfig.temperature, config.gconfig.top_p) == (1.2, 0.9)
+    assert (config.gconfig.n_samples, config.gconfig.max_new_tokens) == (8, 1024)
+    evaluator = config.evaluator
+    assert (evaluator.freq_steps, evaluator.n_samples, evaluator.temperature) == (50, 16, 0.35)
+    assert (config.train_dataset.batch_size, config.total_train_epochs) == (64, 6)
+    small = load(EXAMPLES / "gsm8k/ppo_cpu.yaml")
+    assert small.critic.optimizer.lr != small.actor.optimizer.lr
+    assert (small.actor.ppo_epochs, small.critic.ppo_epochs) == (2, 2)
