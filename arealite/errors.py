@@ -21,12 +21,15 @@ this tree is ever turned into a reward.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_BUG = 70
+
+_HERE = os.path.dirname(__file__)
 
 
 class ArealiteError(Exception):
@@ -132,8 +135,11 @@ def words(error: BaseException) -> str:
 
 
 def place(frames: traceback.StackSummary) -> str:
-    """`(file, line n)`: where the last of these frames is. There must be one."""
-    return f"({frames[-1].filename}, line {frames[-1].lineno})"
+    """`(file, line n)`: the last of these frames; or, where arealite only said no to what its
+    caller gave, the last one before arealite's own. There must be one."""
+    outside = max((i for i, f in enumerate(frames) if not f.filename.startswith(_HERE)), default=-1)
+    last = frames[outside]
+    return f"({last.filename}, line {last.lineno})"
 
 
 @contextmanager

@@ -81,6 +81,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
         "rollout.max_running_requests": config.rollout.max_running_requests,
         "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
+        "rollout.episode_timeout_s": config.rollout.episode_timeout_s,
         "rollout.request_timeout_s": config.rollout.request_timeout_s,
         "rollout.server_timeout_s": config.rollout.server_timeout_s,
         "rollout.setup_timeout_s": config.rollout.setup_timeout_s,

@@ -114,6 +114,7 @@ class RemoteEngine:
         self._transport = self._upkeep.transport
         self._decode, self._alarm = decode, alarm
         self._stamped = 0
+        self._moved, self._told = 0.0, dict[str, float]()
         self._vocabulary: int | None = None
         self._groups: dict[Any, _Group] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -226,6 +227,7 @@ class RemoteEngine:
         # Tokens may be of weights that are being verified: if they fail, this is taken back.
         await self._upkeep.fleet.settled(server)
         samples = [part for some in parts for part in some]
+        self._moved += sum(len(part.tokens) for part in samples)
         self._count_stamped(server, samples)
         return samples
 
@@ -289,18 +291,29 @@ class RemoteEngine:
         """The servers' counters, summed; a server that has none counts for nothing.
 
         servers: how many answered. serving: how many serve. refused: how often one was busy (429).
+        moved: grows, and never falls, when a reply came or a server's own count is another than in
+        its last answer; one that is silent or back from a restart shows nothing by that.
         versions_stamped_by_client: tokens whose version no server told, if there were any.
         """
         total: dict[str, float] = {"refused": float(self._transport.refused), "servers": 0.0}
         total["serving"] = float(len(self._upkeep.fleet.serving))
         there = [server for server in self.servers if server.state != "dead"]
-        for counters in await asyncio.gather(*map(self._counters, there)):
+        answers = await asyncio.gather(*map(self._counters, there))
+        for server, counters in zip(there, answers, strict=True):
             total["servers"] += counters is not None
+            self._look(server.address, counters or {})
             for key, value in (counters or {}).items():
                 total[key] = total.get(key, 0.0) + value
+        total["moved"] = self._moved
         if self._stamped:
             total["versions_stamped_by_client"] = float(self._stamped)
         return total
+
+    def _look(self, address: str, counters: Mapping[str, float]) -> None:
+        now = counters.get("tokens_generated", counters.get("used_tokens"))
+        if now is not None:
+            self._moved += abs(now - self._told.get(address, now))
+            self._told[address] = now
 
     async def _counters(self, server: Server) -> Mapping[str, float] | None:
         path = server.abilities.counters or self._dialect.COUNTERS

@@ -183,7 +183,8 @@ class Dialect(Protocol):
         """
 
     def parse_counters(self, reply: Any) -> Mapping[str, float]:
-        """tokens_generated, running, waiting and what else the server counts."""
+        """tokens_generated, or where it is not counted used_tokens (those in the cache); running,
+        waiting and what else the server counts."""
 
     def update_steps(self, update: WeightUpdate, mode: str, abilities: Abilities) -> list[Step]:
         """Pause, load, resume. mode: running samples recompute their cache (retract) or keep it."""

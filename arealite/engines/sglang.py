@@ -145,6 +145,7 @@ def parse_counters(reply: Any) -> Mapping[str, float]:
         return {}
     if isinstance(loads := reply.get("loads"), list):
         keys = {"running": "num_running_reqs", "waiting": "num_waiting_reqs"}
+        keys["used_tokens"] = "num_used_tokens"
         return {ours: sum(_number(load, key) for load in loads) for ours, key in keys.items()}
     if "internal_states" in reply:  # SGLang's settings: many numbers, none of them a counter
         return {}

@@ -119,4 +119,7 @@ def _column(name: str, value: Any) -> list[Any]:
             raise WorkflowError(f"rewards has {dimensions} dimensions, it must be [n]")
     elif dimensions != 2:
         raise WorkflowError(f"{name} has {dimensions} dimensions, it must be [n, T]")
-    return list(value.tolist())
+    try:
+        return list(value.tolist())
+    except Exception as error:  # a tensor that has no entries at hand: sparse, or without memory
+        raise WorkflowError(f"{name} cannot be read: {error}") from None

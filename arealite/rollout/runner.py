@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -87,7 +88,7 @@ async def play_in_time(
         what=what,
         deadline_s=limits.episode_timeout_s,
         error=EpisodeTimeout,
-        whole=True,
+        whole=1,
     )
 
 
@@ -110,6 +111,8 @@ class Runner:
         self._limits, self._waits = limits, waits
         self._budget = ErrorBudget()
         self._filtered_in_a_row = self._rejected_in_a_row = 0
+        self.vocabulary: int | None = None
+        """How many token ids the model has; None: not known."""
 
     async def run(self) -> None:
         """Until cancelled. Cancelling ends the episodes in flight too."""
@@ -136,7 +139,7 @@ class Runner:
             trajectories = await play_in_time(
                 self._workflow, self._engine, sample_id, row, self._limits, self._waits
             )
-            self._check_versions(sample_id, trajectories)
+            self._check(sample_id, trajectories)
         except EpisodeError as error:
             self._failed(Episode(sample_id, version, (), row), error)
             return
@@ -148,15 +151,22 @@ class Runner:
         else:
             self._filtered(episode)
 
-    def _check_versions(self, sample_id: str, trajectories: Sequence[Trajectory]) -> None:
-        """A token of the future would never be too old."""
+    def _check(self, sample_id: str, trajectories: Sequence[Trajectory]) -> None:
+        """What only the run knows: a token of the future would never be too old, and one that the
+        model does not have cannot be trained."""
         newest = self._buffer.newest
-        for index, trajectory in enumerate(trajectories):
+        most = math.inf if self.vocabulary is None else self.vocabulary
+        for number, trajectory in enumerate(trajectories):
+            where = f"row {sample_id}: {type(self._workflow).__name__}: trajectory {number} has a "
             if (found := max(trajectory.versions)) > newest:
                 raise WorkflowError(
-                    f"row {sample_id}: {type(self._workflow).__name__}: trajectory {index} has a "
-                    f"token of version {found}, and the newest is {newest}; versions are those of "
-                    "the engine's responses"
+                    f"{where}token of version {found}, and the newest is {newest}; versions are "
+                    "those of the engine's responses"
+                )
+            if (found := max(trajectory.tokens)) >= most:
+                raise WorkflowError(
+                    f"{where}token id {found}, but the model of actor.path has the ids 0 to "
+                    f"{most - 1}; give the tokenizer of this model"
                 )
 
     def _failed(self, episode: Episode, error: EpisodeError) -> None:

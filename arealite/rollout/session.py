@@ -7,6 +7,7 @@ a clock of its own. All times are the event loop's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -95,7 +96,8 @@ class Session:
         self._batch, self._batch_version = list[Episode](), version
         self._dropped: list[tuple[int, Episode]] = []
         self._dropped_in_a_row = self._told = 0
-        self._progress_tokens: float | None = None
+        self._moved = 0.0
+        self._waits_seen_at, self._overlong = time.monotonic(), set[tuple[str, str]]()
         self._stats_tokens = self._stats_at = 0.0
         self._running: asyncio.Task[None] | None = None
         self._adapting: asyncio.Task[None] | None = None
@@ -135,6 +137,7 @@ class Session:
             await self.buffer.idle()
             await asyncio.gather(*self._evaluations, return_exceptions=True)
         self.buffer.newest = max(self.buffer.newest, update.version)
+        self._runner.vocabulary = update.vocabulary
         crash_point("before_update")
         difference = await self.engine.update_weights(update)
         crash_point("weights_verified")
@@ -204,9 +207,29 @@ class Session:
 
     def tell_counts(self) -> None:
         """The heartbeat of status.json."""
+        self._watch_waits()
         if self._status is not None:
             counts = {key.partition("/")[2]: value for key, value in self.counts.items()}
             self._status.beat(counts)
+
+    def _watch_waits(self) -> None:
+        """A wait that is no stall, since all else moves, must not go on unseen."""
+        limit, now = self.limits.stall_timeout_s, time.monotonic()
+        if now - self._waits_seen_at < limit / 4:
+            return
+        self._waits_seen_at = now
+        found: dict[tuple[str, str], list[float]] = {}
+        for wait in self.waits.older(limit, whole=1):
+            found.setdefault((wait.owner, wait.what), []).append(wait.age(now))
+        for (owner, what), ages in found.items():
+            if (owner, what) not in self._overlong and self._status is not None:
+                oldest = next(iter(self.buffer.running_ids), "none")
+                self._status.alarm(
+                    f"{owner} has owed {what} for {ages[0]:.0f} s ({len(ages)} time(s)), and all "
+                    f"else goes on; the oldest row under way is {oldest}; "
+                    "rollout.episode_timeout_s ends an episode that takes too long"
+                )
+        self._overlong = set(found)
 
     def report(self, sentence: str, tried: Sequence[str] = ()) -> str:
         """Writes stall.txt; returns the end of the sentence that says where it is."""
@@ -269,14 +292,16 @@ class Session:
     async def _progress(self) -> Hashable:
         """Changes whenever an episode ends or a token is sampled.
 
-        A server that does not answer the question hides its tokens, but no episode's end.
+        A server that does not answer the question hides its tokens, but no episode's end; and one
+        that is silent at times shows no progress by coming back.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.stall_timeout_s / 8):
                 metrics = await self.engine.server_metrics()
-                self._progress_tokens = metrics.get("tokens_generated")
+                tokens = metrics.get("tokens_generated", 0.0)
+                self._moved = max(self._moved, metrics.get("moved", tokens))
         ended = self.buffer.counts["admitted"] - self.buffer.running
-        return ended, self._told, self._progress_tokens
+        return ended, self._told, self._moved
 
     async def _rescue(self) -> str:
         count = await self.engine.redispatch()

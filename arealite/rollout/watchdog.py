@@ -35,7 +35,7 @@ async def watched(
     seen: Hashable = None
     since = now()
     try:
-        with waits.on(owner, what, stall_s, whole=True):
+        with waits.on(owner, what, stall_s, whole=2):
             while not (await asyncio.wait({task}, timeout=stall_s / 4))[0]:
                 found = await _looked(progress, stall_s)
                 if found is not None and found != seen:

@@ -51,7 +51,7 @@ def scenario_of(config: Config, speeds: Speeds, versions: int) -> Scenario:
         speeds,
         config.gconfig.n_samples,
         config.gconfig.max_new_tokens,
-        rollout.n_servers,
+        len(rollout.servers) or rollout.n_servers,
         rollout.max_running_requests,
         versions,
         config.seed,

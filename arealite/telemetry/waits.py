@@ -34,7 +34,7 @@ class Wait:
         owner: str,
         what: str,
         deadline_s: float | None,
-        whole: bool,
+        whole: int,
         ended: Callable[[Wait], None] | None = None,
     ) -> None:
         self._open, self._ended = opened, ended
@@ -78,13 +78,12 @@ class Waits:
         self._open: dict[Wait, None] = {}
         self._ended = ended
 
-    def on(
-        self, owner: str, what: str, deadline_s: float | None = None, *, whole: bool = False
-    ) -> Wait:
+    def on(self, owner: str, what: str, deadline_s: float | None = None, *, whole: int = 0) -> Wait:
         """`with waits.on("engine :4123", "a reply", 60.0): ...`, around an await or in a thread.
 
-        whole: what is waited for is itself made of waits that are on record; it is told after
-        them. It only records; the deadline is applied by waited(), or by whoever reads overdue().
+        whole: 1 for what is itself made of waits that are on record (an episode, of requests), 2
+        for what is made of those (a batch, of episodes); it is told after them. It only records;
+        the deadline is applied by waited(), or by whoever reads overdue().
         """
         return Wait(self._open, owner, what, deadline_s, whole, self._ended)
 
@@ -103,6 +102,12 @@ class Waits:
         limited = [w for w in list(self._open) if w.deadline_s is not None]
         late = [w for w in limited if w.age(at) > (w.deadline_s or 0.0)]
         return sorted(late, key=lambda wait: wait.since)
+
+    def older(self, seconds: float, whole: int) -> list[Wait]:
+        """Open for so long, and at most so much of a whole; oldest first."""
+        now = time.monotonic()
+        found = [w for w in list(self._open) if w.whole <= whole and w.age(now) > seconds]
+        return sorted(found, key=lambda wait: wait.since)
 
     def summary(self, now: float | None = None) -> list[dict[str, Any]]:
         """One mapping per (owner, what), in the order of telling (see above): owner, what, count,
@@ -127,7 +132,7 @@ class Waits:
         return list(groups.values())
 
 
-def _order(wait: Wait) -> tuple[bool, float]:
+def _order(wait: Wait) -> tuple[int, float]:
     return wait.whole, wait.since
 
 
@@ -139,7 +144,7 @@ async def waited(
     what: str,
     deadline_s: float | None,
     error: type[ArealiteError] = Stall,
-    whole: bool = False,
+    whole: int = 0,
 ) -> T:
     """Awaits, under a name and a deadline (seconds, None for no limit). whole: see Waits.on.
 

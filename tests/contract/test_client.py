@@ -323,6 +323,7 @@ def test_the_metrics_of_servers_are_summed_and_a_dead_one_is_left_out() -> None:
                 "refused": 0.0,
                 "servers": 2.0,
                 "serving": 3.0,
+                "moved": 0.0,
             }
 
     run(test)

@@ -133,6 +133,52 @@ def test_tokens_are_movement_too() -> None:
     assert engine.requests == 1
 
 
+@pytest.mark.parametrize("counts", [(100.0, None), (100.0, 150.0)], ids=["silent", "one of two"])
+def test_a_server_that_comes_and_goes_is_no_movement(counts: tuple[float, float | None]) -> None:
+    class Flaps(ScriptedEngine):
+        async def server_metrics(self) -> Mapping[str, float]:
+            self.looks = getattr(self, "looks", 0) + 1
+            told = counts[self.looks % 2]
+            return {} if told is None else {"tokens_generated": told}
+
+    with pytest.raises(Stall, match="nothing has moved"):
+        _first_batch(Flaps(lambda request, serial: Sample(outcome="hang")), Solo(), Limits(1, 0))
+
+
+def test_the_episode_that_hangs_is_told_before_the_batch_although_it_is_younger() -> None:
+    """A row fails, and the one that takes its place never ends."""
+    engine = ScriptedEngine(
+        lambda r, serial: Sample(outcome="hang" if serial else "fail", first_s=100.0)
+    )
+    with pytest.raises(Stall, match="; workflow owes an episode"):
+        _first_batch(engine, Solo(), Limits(1, 0))
+
+
+def test_a_wait_that_is_no_stall_is_an_alarm(tmp_path: Path) -> None:
+    """One row never ends while all others do; under `mask` training goes on without it."""
+    folder, waits = RunFolder(tmp_path), Waits()
+    status = Status(folder, waits)
+    engine = ScriptedEngine(lambda r, serial: Sample(outcome="answer" if serial else "hang"))
+
+    async def play() -> None:
+        limits = Limits(1, 1, stall_timeout_s=0.2)
+        session = Session(engine, Solo(), numbered_rows(), limits, status=status, waits=waits)
+        await session.publish(update(0))
+        for version in range(1, 8):
+            assert await session.next_batch()
+            await asyncio.sleep(0.06)
+            session.tell_counts()
+            await session.publish(update(version))
+
+    asyncio.run(play())
+    status.flush()
+    alarms = [
+        a for a in read_status(folder)["alarms"] if "workflow has owed an episode for" in str(a)
+    ]
+    assert len(alarms) == 1, read_status(folder)["alarms"]
+    assert "the oldest row under way is 0:0" in str(alarms[0])
+
+
 def test_an_episode_that_takes_too_long_costs_itself(tmp_path: Path) -> None:
     status = Status(RunFolder(tmp_path))
     limits = Limits(4, 0, episode_timeout_s=60.0)

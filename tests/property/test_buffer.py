@@ -35,13 +35,14 @@ TURNS = 4
 
 
 def _trajectory(versions: list[int]) -> Trajectory:
-    """A prompt token, then a sampled token per version, a tool's token before the last."""
+    """A prompt token, then a sampled token per version, a tool's token before the last, which
+    its workflow says to be of the newest version; that counts for nothing."""
     body = [*versions[:-1], None, versions[-1]]
     return Trajectory(
         tokens=[7, *range(len(body))],
         loss_mask=[0, *(int(v is not None) for v in body)],
         logprobs=[0.0, *(0.0 if v is None else -1.0 for v in body)],
-        versions=[-1, *(-1 if v is None else v for v in body)],
+        versions=[-1, *(max(versions) if v is None else v for v in body)],
         reward=float(len(body)),
     )
 
@@ -112,6 +113,10 @@ class BufferMachine(RuleBasedStateMachine):
             batch = self.taking.result()
             self.taking = None
             self.n_batches += 1
+            youngest = max(int(episode.sample_id[2:]) for episode in batch)
+            assert self.late != "wait" or all(int(i[2:]) > youngest for i in self.running), (
+                "`wait` formed a batch past an older episode that still runs"
+            )
             for episode in batch:
                 self.fates[episode.sample_id].append("trained")
                 self.uncommitted.append(episode.sample_id)

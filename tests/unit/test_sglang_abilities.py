@@ -46,8 +46,9 @@ def test_a_server_that_wants_a_key_says_so_and_one_that_tells_nothing_is_unknown
 @pytest.mark.parametrize(
     ("reply", "wanted"),
     [
-        ({"loads": [{"num_running_reqs": 2}, {"num_running_reqs": 1, "num_waiting_reqs": 4}]},
-         {"running": 3.0, "waiting": 4.0}),
+        ({"loads": [{"num_running_reqs": 2, "num_used_tokens": 9},
+                    {"num_running_reqs": 1, "num_waiting_reqs": 4}]},
+         {"running": 3.0, "waiting": 4.0, "used_tokens": 9.0}),
         ({"server": "embedded", "running": 2, "tokens_generated": 5.5, "paused": True},
          {"running": 2, "tokens_generated": 5.5}),
         ({"internal_states": [{}], "port": 30000}, {}),
