@@ -13,7 +13,7 @@ from arealite.config.cli import parser
 from arealite.errors import ArealiteError, ConfigError, Preempted, boundary
 from arealite.launch.attempts import Attempts
 from arealite.launch.facts import gather
-from arealite.launch.inputs import check_code, require
+from arealite.launch.inputs import check_code, check_models, require
 from arealite.launch.local import Supervisor
 from arealite.launch.plan import Plan, make_plan
 from arealite.processes import follow_parent
@@ -39,6 +39,7 @@ def launch(
 
         def plan() -> Plan:
             check_code(config)
+            check_models(config)
             facts = gather(config)
             if not arguments.check:
                 require(facts.missing)

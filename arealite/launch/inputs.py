@@ -16,6 +16,8 @@ from arealite.errors import ConfigError
 from arealite.loading import SHIPPED_WORKFLOWS, split_reference
 from arealite.rollout.filters import SHIPPED
 
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
 Missing = tuple[str, str]
 """(the setting, the path that it names)."""
 
@@ -63,6 +65,17 @@ def require(absent: tuple[Missing, ...]) -> None:
             f"{key}: {path} is not there, and no prepare step makes it{shell}; "
             "correct the path, or make it first"
         )
+
+
+def check_models(config: Config) -> None:
+    """Raises ConfigError for a folder that is here and holds no model, or no tokenizer."""
+    models = {f"{key}.path": getattr(config, key).path for key in ("actor", "ref", "critic")}
+    for key, path in (*models.items(), ("tokenizer_path", config.tokenizer_path)):
+        names = ("config.json",) if key in models else _TOKENIZER
+        if path and Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
+            raise ConfigError(
+                f"{key}: the folder {path} has no {names[0]}; give a Hugging Face folder or hub id"
+            )
 
 
 def check_code(config: Config) -> None:

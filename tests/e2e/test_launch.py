@@ -464,6 +464,20 @@ def test_a_file_that_is_not_there_is_told_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
+@pytest.mark.parametrize("key", ["actor.path", "tokenizer_path"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_folder_that_holds_no_model_is_told_before_anything_starts(
+    tmp_path: Path, key: str, check: bool
+) -> None:
+    (tmp_path / "run.yaml").write_text(MODE_SFT)
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "notes").mkdir()
+    done = launch(tmp_path, "--config", "run.yaml", f"{key}=notes", *["--check"][: int(check)])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"arealite: {key}: the folder notes has no ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_misspelled_reward_is_told_before_prepare_starts(tmp_path: Path, check: bool) -> None:
     (tmp_path / "reward.py").write_text("def compute_score(text, truth): return 0.0\n")
