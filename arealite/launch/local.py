@@ -32,6 +32,7 @@ from arealite.errors import (
     Preempted,
     Stall,
 )
+from arealite.launch import endings
 from arealite.launch.plan import Plan, Prepare
 from arealite.launch.ports import address_of, bound
 from arealite.launch.scratch import Scratch
@@ -43,6 +44,8 @@ from arealite.telemetry.status import read_status
 TRAINER = "trainer"
 TAIL_LINES = 20
 NO_WORD = "no word in its log"
+LEAST_GRACE_S = 2.0
+"""For servers, which have nothing to keep, where the trainer has used the grace up."""
 
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 """What children get where the environment does not say otherwise. Threads that spin while they wait
@@ -112,7 +115,7 @@ class Supervisor:
         self._stopped: Preempted | None = None
         self._scratch: Scratch | None = None
         self._key = os.environ.get(KEY) or (secrets.token_urlsafe(24) if plan.servers else "")
-        self._oom_kills = count_oom_kills()
+        self._oom_kills = endings.count_oom_kills()
 
     def __enter__(self) -> Supervisor:
         read_end, self._lifeline = os.pipe()
@@ -145,7 +148,7 @@ class Supervisor:
         if code or not step.makes.exists():
             raise ConfigError(
                 f"preparing {step.makes} failed: `{step.shown}` ended with "
-                f"{_ending(code)}" + ("" if code else f" and did not make {step.makes}")
+                f"{endings.ending(code)}" + ("" if code else f" and did not make {step.makes}")
             )
 
     def start(self) -> Child:
@@ -230,7 +233,8 @@ class Supervisor:
 
     def _lost(self, child: Child, code: int, has_served: bool) -> None:
         """Starts it again. Raises EnginesExhausted when it never served, or has died too often."""
-        ended = f"{child.name} ended with {_ending(code)}{_suspect(code, self._oom_kills)}"
+        ended = f"{child.name} ended with {endings.ending(code)}"
+        ended += endings.suspect(code, self._oom_kills)
         lines = f"its last lines ({child.log}):\n{child.last_lines()}"
         if not has_served:
             raise EnginesExhausted(f"{ended}; {lines}")
@@ -242,7 +246,7 @@ class Supervisor:
         child.sweep()
         count = child.restarts + 1
         self.say(f"{ended}; it is started again ({count} of {self._restarts}); {lines}")
-        self._oom_kills = count_oom_kills()
+        self._oom_kills = endings.count_oom_kills()
         again = self._serve(next(s for s in self._plan.servers if s.name == child.name))
         again.restarts = count
         self._children.remove(again)
@@ -317,20 +321,25 @@ class Supervisor:
 
     def _end_children(self) -> None:
         """First the trainer, which may save, then the others; SIGKILL to what is left after the
-        grace."""
+        grace, which is one for all."""
         self._ending = True
+        end = time.monotonic() + self._grace_s
         trainers = [c for c in self._children if c.name == TRAINER]
-        self._end(trainers, stopping.REQUEST, self._save_s)
-        self._end([c for c in reversed(self._children) if c.name != TRAINER], signal.SIGTERM)
+        others = [c for c in reversed(self._children) if c.name != TRAINER]
+        self._end(trainers, stopping.REQUEST, self._grace_s, self._save_s)
+        least = min(LEAST_GRACE_S, self._grace_s)
+        self._end(others, signal.SIGTERM, max(end - time.monotonic(), least))
 
-    def _end(self, children: Sequence[Child], number: int, save_s: float = 0.0) -> None:
+    def _end(
+        self, children: Sequence[Child], number: int, grace_s: float, save_s: float = 0.0
+    ) -> None:
         running = [c for c in children if c.process.poll() is None]
         for child in running:
             child.process.send_signal(number)
         started = time.monotonic()
         for child in running:
             while child.process.poll() is None:
-                left = started + self._grace_s - time.monotonic()
+                left = started + grace_s - time.monotonic()
                 if left <= 0 and not (left > -save_s and self._is_saving()):
                     child.kill()
                 with suppress(subprocess.TimeoutExpired):
@@ -348,8 +357,9 @@ def _failure(child: Child, code: int, oom_kills: int | None) -> ArealiteError:
     """
     sentence = child.sentence()
     if not sentence or code < 0 or code == EXIT_BUG:
-        ended = f"was killed by {_name(-code)}" if code < 0 else f"ended with {_ending(code)}"
-        ended += _suspect(code, oom_kills)
+        killed = f"was killed by {endings.name(-code)}"
+        ended = killed if code < 0 else f"ended with {endings.ending(code)}"
+        ended += endings.suspect(code, oom_kills)
         sentence = f"the trainer {ended}; its last lines ({child.log}):\n{child.last_lines()}"
     if -code in stopping.SIGNALS:  # before it could say so itself
         return Preempted(sentence)
@@ -358,37 +368,3 @@ def _failure(child: Child, code: int, oom_kills: int | None) -> ArealiteError:
     error = ArealiteError(sentence)
     error.exit_code = code if code > 0 else EXIT_BUG
     return error
-
-
-def _suspect(code: int, before: int | None) -> str:
-    """Who sent SIGKILL: the kernel where memory ran out, and hardly anybody else."""
-    if code != -signal.SIGKILL:
-        return ""
-    if before is not None and before == count_oom_kills():
-        return " (by hand or by a job scheduler: the kernel has killed nothing for want of memory)"
-    return (
-        ", likely by the out-of-memory killer (lower actor.mb_spec.max_tokens_per_mb or "
-        "rollout.max_running_requests, or give the run more memory)"
-    )
-
-
-def count_oom_kills() -> int | None:
-    """How many processes the kernel has killed for memory since it was started; None: no count."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    except (OSError, ValueError, StopIteration):
-        return None
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"signal {_name(-code)}"
-    return f"exit code {code}"
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return str(number)

@@ -121,7 +121,7 @@ def test_a_trainer_that_is_killed_is_no_bug(
     suspect: str,
 ) -> None:
     counts = iter([before, after])
-    monkeypatch.setattr("arealite.launch.local.count_oom_kills", lambda: next(counts, after))
+    monkeypatch.setattr("arealite.launch.endings.count_oom_kills", lambda: next(counts, after))
     with pytest.raises(Killed) as caught:
         with Supervisor(plan_of(tmp_path, KILLED.format(9)), grace_s=5) as supervisor:
             watched(supervisor)

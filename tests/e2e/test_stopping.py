@@ -229,6 +229,27 @@ def test_a_child_that_starts_at_the_moment_of_a_signal_is_not_forgotten(
     assert started[0].poll() == -signal.SIGUSR1
 
 
+@pytest.mark.parametrize(("took", "left"), [(0.0, 10.0), (7.0, 3.0), (9.5, 2.0), (60.0, 2.0)])
+def test_the_grace_is_one_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, left: float
+) -> None:
+    """What the trainer has used of it, or more where it saved, the servers do not have."""
+    now, given = 100.0, list[float]()
+
+    def end(
+        self: Supervisor, children: Any, number: int, grace_s: float, save_s: float = 0
+    ) -> None:
+        nonlocal now
+        given.append(grace_s)
+        now += took
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Supervisor, "_end", end)
+    with Supervisor(Plan(tmp_path / "run", (), (), Process("trainer", ()), ()), grace_s=10.0):
+        pass
+    assert given == [10.0, left]
+
+
 def test_a_signal_before_anything_has_started_says_75() -> None:
     Path("launcher.py").write_text(
         "import os, signal\nfrom arealite.launch import command\n"
