@@ -21,10 +21,10 @@ BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py 2>/dev/null)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test million kill-matrix test-vllm test-sglang check bench clean
+.PHONY: help venv demo test million kill-matrix launch-matrix test-vllm test-sglang check bench clean
 
 help:
-	@echo "make demo | test | million | kill-matrix | test-vllm | test-sglang | check | bench | venv | clean"
+	@echo "make demo | test | million | kill-matrix | launch-matrix | test-vllm | test-sglang | check | bench | venv | clean"
 
 # Two stamps: the demo needs no wandb and no mypy.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -59,6 +59,10 @@ million: $(VENV)/.installed-dev
 # The trainer dies at every named place, and at random times: `make kill-matrix ARGS="--random 50"`.
 kill-matrix: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/kill_matrix.py $(ARGS)
+
+# Whole runs: every kind of process dies, every phase is stopped; ARGS=--short for one of each kind.
+launch-matrix: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/launch_matrix.py $(ARGS)
 
 # Real servers on this CPU, each in an environment of its own, built once into .envs/ (AREALITE_ENVS).
 test-vllm test-sglang: test-%: $(VENV)/.installed-dev

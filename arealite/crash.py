@@ -2,24 +2,32 @@
 
     AREALITE_CRASH_AT=after_optimizer_step      the first time that it is passed
     AREALITE_CRASH_AT=checkpoint.renamed:3      the third time
+    AREALITE_CRASH_AT=before_update:2:SIGTERM   nobody is killed: the process that started this
+                                                one, the launcher, gets this signal there
 
-The names are all in this package's calls of crash_point; tests/faults/kill_matrix.py visits them.
+The names are all in this package's calls of crash_point; tests/faults/kill_matrix.py visits them,
+and tests/faults/launch_matrix.py stops runs there.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 
 CRASH_AT = "AREALITE_CRASH_AT"
 
-_name, _left = "", 0
+STAY_S = 0.5
+"""So long this process stays where its launcher is signalled, and is asked to stop there."""
+
+_name, _left, _signal = "", 0, ""
 
 
 def arm(text: str) -> None:
     """From now on as if the environment said so; "" for nowhere."""
-    global _name, _left
-    _name, _, count = text.partition(":")
+    global _name, _left, _signal
+    _name, count, _signal = [*text.split(":"), "", ""][:3]
     _left = int(count or 1)
 
 
@@ -28,7 +36,11 @@ def crash_point(name: str) -> None:
     global _left
     if name == _name:
         _left -= 1
-        if _left == 0:
+        if _left == 0 and _signal:
+            print(f"{name} at {time.time()}", file=sys.stderr, flush=True)
+            os.kill(os.getppid(), signal.Signals[_signal])
+            time.sleep(STAY_S)
+        elif _left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -28,61 +26,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "countdown")]
+sys.path[:0] = [str(ROOT)]
 
 import datasets  # noqa: E402  (all that a trainer needs is imported once, before the forks)
-import tiny_model  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402,F401
+from matrix_support import Found, examine, last_lines, prepare  # noqa: E402
 
 from arealite import crash  # noqa: E402
 from arealite.config import load  # noqa: E402
 from arealite.errors import Preempted  # noqa: E402
 from arealite.launch.facts import gather  # noqa: E402
 from arealite.launch.plan import make_plan  # noqa: E402
-from arealite.ledger import read_ledger  # noqa: E402
 from arealite.main import train  # noqa: E402
-from arealite.processes import ADDRESSES  # noqa: E402
+from arealite.processes import ADDRESSES, WEIGHTS_DIR  # noqa: E402
 from arealite.run import run_trainer  # noqa: E402
-from arealite.telemetry.metrics import load_metrics  # noqa: E402
-from arealite.telemetry.run_folder import read_lines  # noqa: E402
-from arealite.training.weights import WEIGHTS_DIR  # noqa: E402
 
-VERSIONS, BATCH, ROWS = 8, 6, 20
 DEADLINE_S = 180.0
-CONFIG = f"""
-experiment_name: kill
-seed: 1
-deterministic: true
-actor:
-  path: model
-  dtype: float32
-  threads: 1
-  mb_spec: {{max_tokens_per_mb: 2048}}
-  optimizer: {{lr: 1e-3, lr_scheduler_type: linear, warmup_steps: 2}}
-rollout:
-  reward_fn: reward.py:compute_score
-  max_head_offpolicyness: 2
-  threads: 1
-  filters: [equal_rewards]
-reward: {{mode: inline}}
-gconfig: {{n_samples: 2, max_new_tokens: 8}}
-train_dataset: {{path: rows.jsonl, batch_size: {BATCH}, max_length: 64}}
-valid_dataset: {{path: held_out.jsonl, max_length: 64}}
-evaluator: {{freq_steps: 2}}
-recover: {{freq_steps: 1}}
-total_train_steps: {VERSIONS}
-"""
 SETTINGS: list[str] = []
-"""Beside it, from the command line."""
-REWARD = "def compute_score(text, truth):\n    return sum(text.encode()) % 3 / 2\n"
-"""Of any text; a third of the groups earn the same twice, and are filtered."""
+"""Of all runs, from the command line."""
 
 POINTS = (
     *("after_plan:9", "after_dispatch:11", "after_reply_before_ledger:12", "after_finish:14"),
@@ -121,14 +88,6 @@ class Case:
         return (0, -signal.SIGKILL if self.number == signal.SIGKILL else Preempted.exit_code)
 
 
-@dataclass(frozen=True)
-class Found:
-    weights: str
-    trained: tuple[str, ...]
-    problems: tuple[str, ...]
-    rolled_back: int
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--random", type=int, default=3, help="kills, and stops, at random times")
@@ -139,6 +98,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="kill-matrix-"))
     prepare(folder)
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
     try:
         with server() as address:
             SETTINGS.extend(arguments.settings)
@@ -147,21 +108,6 @@ def main() -> None:
         if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     raise SystemExit(1 if failed else 0)
-
-
-def prepare(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
-    os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
-    datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    datasets.disable_progress_bars()
-    if not Path("model").exists():  # in a process of its own: threads do not survive a fork
-        subprocess.run([sys.executable, tiny_model.__file__, "--out", "model"], check=True)
-    for name, count in (("rows.jsonl", ROWS), ("held_out.jsonl", 4)):
-        lines = [json.dumps({"query": f"{name} {i}", "answer": str(i)}) for i in range(count)]
-        Path(name).write_text("\n".join(lines) + "\n")
-    Path("reward.py").write_text(REWARD)
-    Path("run.yaml").write_text(CONFIG)
 
 
 @contextlib.contextmanager
@@ -193,7 +139,7 @@ def matrix(address: str, n_random: int, seed: int, only: str) -> int:
     seconds = time.monotonic() - started
     if code:
         raise SystemExit(f"the run that nobody kills ended with {code}: {log_of('base')}")
-    base = examine("base")
+    base = examine(run_of("base"))
     print(f"{'case':<44}{'lost':>6}{'twice':>6}{'again':>7}  ledger  weights", flush=True)
     failed = 0
     for case in cases(n_random, seed, seconds):
@@ -230,17 +176,16 @@ def play(address: str, case: Case, base: Found) -> bool:
     if code and (code := attempt(address, trial)):
         print(f"{case.name:<44}  did not go on, it ended with {code}: {log_of(trial)}")
         return False
-    found = examine(trial)
-    lost = len(set(base.trained) - set(found.trained))
-    twice = sum(n - 1 for n in Counter(found.trained).values())
+    found = examine(run_of(trial))
+    lost = len(set(base.trained) - set(found.trained)) + found.lost
     same = found.weights == base.weights
     closes = "; ".join(found.problems) or "closes"
     print(
-        f"{case.name:<44}{lost:>6}{twice:>6}{found.rolled_back:>7}  {closes}  "
+        f"{case.name:<44}{lost:>6}{found.twice:>6}{found.rolled_back:>7}  {closes}  "
         f"{'same bits' if same else 'OTHER BITS'}",
         flush=True,
     )
-    return same and not lost and not twice and not found.problems
+    return same and not lost and not found.twice and not found.problems
 
 
 def attempt(
@@ -298,36 +243,12 @@ def become_trainer(address: str, trial: str, crash_at: str) -> None:
     run_trainer(train, ["--config", "run.yaml", f"trial_name={trial}", *SETTINGS])
 
 
-def examine(trial: str) -> Found:
-    """What the files of a run that has ended say."""
-    folder = Path("runs", "kill", trial)
-    weights = (folder / f"checkpoints/{VERSIONS}/model.safetensors").read_bytes()
-    lines = [line for line in read_lines(folder / "transcripts.jsonl") if line["fate"] == "trained"]
-    problems = []
-    reading = read_ledger(folder / "ledger.jsonl")
-    assert reading.account is not None
-    if reading.damage:
-        problems.append(reading.damage)
-    problems += reading.account.problems()
-    if reading.account.counts["trained"] != len(lines):
-        problems.append("the transcripts and the ledger differ")
-    rows = load_metrics(folder / "metrics.jsonl")
-    told = [row["version"] for row in read_lines(folder / "metrics.jsonl") if "reward/mean" in row]
-    if told != list(range(1, VERSIONS + 1)):
-        problems.append(f"metrics.jsonl has the versions {told}")
-    judged = [row["version"] for row in rows if "eval/valid/mean" in row]
-    if not {0, VERSIONS} <= set(judged):
-        problems.append(f"evaluated are {judged}")
-    return Found(
-        hashlib.sha256(weights).hexdigest(),
-        tuple(line["sample_id"] for line in lines),
-        tuple(problems),
-        reading.account.counts["rolled_back"],
-    )
+def run_of(trial: str) -> Path:
+    return Path("runs", "kill", trial)
 
 
 def log_of(trial: str) -> str:
-    return "\n" + "\n".join(Path(f"{trial}.log").read_text().splitlines()[-12:])
+    return last_lines(Path(f"{trial}.log"))
 
 
 if __name__ == "__main__":
