@@ -335,7 +335,8 @@ def _opened(config: Config, folder: RunFolder, rows: Any = None) -> Iterator[Run
         run.close()
         raise
     run.close()
-    draw_curves(folder, staleness_bound=config.rollout.max_head_offpolicyness)
+    if not stopping.is_asked():  # seconds, which somebody waits for
+        draw_curves(folder, staleness_bound=config.rollout.max_head_offpolicyness)
     run.status.set(phase="done", eta_s=0.0)
     run.status.flush()
     write_atomically(folder.summary, summarise(folder))

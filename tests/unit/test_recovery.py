@@ -208,6 +208,21 @@ def test_a_run_that_is_asked_to_stop_keeps_the_version_as_it_is(undisturbed: byt
     assert versions() == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_that_is_asked_at_its_very_end_draws_nothing(
+    monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    def export(self: Run, policy: Any) -> None:
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping.listen()
+    monkeypatch.setattr(Run, "export", export)
+    finetune(config_of())
+    assert (FOLDER / "curves.png").exists() != asked
+    assert read_status(RunFolder(FOLDER))["phase"] == "done"
+
+
 def test_a_second_signal_ends_it_at_once() -> None:
     record = Run.record
 
