@@ -9,13 +9,10 @@ from typing import Any
 from arealite.report.facts import RunFacts
 from arealite.telemetry.curves import (
     BLUE,
+    DASHES,
     GREEN,
-    GREY,
-    ORANGE,
     PARTS,
-    PURPLE,
-    RED,
-    SKY,
+    RUNS,
     curves_figure,
     new_figure,
     plain,
@@ -25,8 +22,6 @@ from arealite.telemetry.curves import (
 )
 from arealite.telemetry.metrics import series
 
-RUNS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
-DASHES = ("-", "--", "-.", ":")
 LEAST_SHARE = 0.04
 """A narrower stretch of a bar has no room for its number."""
 

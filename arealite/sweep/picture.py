@@ -8,22 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arealite.sweep.table import Outcome, by_label
-from arealite.telemetry.curves import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    new_figure,
-    plain,
-    style,
-    titled,
-)
-
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
-DASHES = ("-", "--", "-.", ":")
+from arealite.telemetry.curves import DASHES, RUNS, new_figure, plain, style, titled
 
 
 def picture(outcomes: Sequence[Outcome], metric: str) -> bytes:
@@ -38,15 +23,17 @@ def picture(outcomes: Sequence[Outcome], metric: str) -> bytes:
     titled(ends, "At the end", "a dot is a seed, the line their mean" if n > 1 else "")
     for i, (label, group) in enumerate(groups.items()):
         look = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+            "color": RUNS[i % len(RUNS)],
+            "linestyle": DASHES[i // len(RUNS) % len(DASHES)],
         }
         _course(course, group, metric, plain(label or "as written"), look)
         _ends(ends, i, group, metric, look["color"])
     course.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ends.set_xlabel("")
     ends.set_xticks(range(len(groups)), [plain(label or "as written") for label in groups])
-    ends.tick_params(axis="x", labelrotation=30 if len(groups) > 3 else 0)
+    if len(groups) > 3:
+        for tick in ends.get_xticklabels():
+            tick.set(rotation=30, ha="right", rotation_mode="anchor")
     ends.set_xlim(-0.6, len(groups) - 0.4)
     if course.get_legend_handles_labels()[0]:
         figure.legend(

@@ -20,6 +20,9 @@ from arealite.telemetry.view import clean
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777",
 )  # fmt: skip
+RUNS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
+"""What is compared, one after another; then again in the next of DASHES."""
+DASHES = ("-", "--", "-.", ":")
 _SETS = (RED, GREEN, PURPLE, ORANGE)
 PARTS = (
     ("wait_batch", "waiting for samples", SKY),
