@@ -37,8 +37,8 @@ def model_card(
     parts = [
         _front_matter(config),
         f"# {name}, version {version}\n",
-        f"{config.actor.path} after {version} versions of {_method(config)}, trained by arealite "
-        f"as `{config.experiment_name}/{config.trial_name}`.\n",
+        f"{_shown(config.actor.path)} after {version} versions of {_method(config)}, trained by "
+        f"arealite as `{config.experiment_name}/{config.trial_name}`.\n",
         "## Training details\n",
         *(f"- {key}: {value}" for key, value in _details(config)),
     ]
@@ -73,11 +73,16 @@ def _is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).exists()
 
 
+def _shown(path: str) -> str:
+    """Where it lay on this machine is nobody's business."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def _details(config: Config) -> Iterator[tuple[str, object]]:
     optimizer, dataset = config.actor.optimizer, config.train_dataset
-    yield "base model", config.actor.path
+    yield "base model", _shown(config.actor.path)
     yield "method", _method(config)
-    yield "rows", dataset.path
+    yield "rows", _shown(dataset.path)
     shape = f"{optimizer.type}, learning rate {optimizer.lr:g} ({optimizer.lr_scheduler_type})"
     yield "optimizer", f"{shape}, gradients clipped at {optimizer.gradient_clipping:g}"
     yield "weights", f"{config.actor.dtype}, seed {config.seed}"
@@ -98,9 +103,9 @@ def _details(config: Config) -> Iterator[tuple[str, object]]:
 
 def _rewards(config: Config) -> Iterator[str]:
     for function in config.reward.functions:
-        yield f"{function.weight:g} x {function.component} (`{function.path}`)"
+        yield f"{function.weight:g} x {function.component} (`{_shown(function.path)}`)"
     if config.mode == "rl" and config.rollout.reward_fn:
-        yield f"`{config.rollout.reward_fn}`"
+        yield f"`{_shown(config.rollout.reward_fn)}`"
 
 
 def _results(config: Config, rows: Rows) -> Iterator[str]:

@@ -88,8 +88,17 @@ def test_weights_of_several_rewards_are_told(tmp_path: Path) -> None:
 
 
 def test_paths_of_this_machine_are_not_told_to_the_hub(tmp_path: Path) -> None:
-    config = config_of(tmp_path, actor={"path": str(tmp_path)})
-    assert {"base_model", "datasets"}.isdisjoint(front_matter(model_card(config, 1, [])))
+    config = config_of(
+        tmp_path,
+        actor={"path": str(tmp_path / "model")},
+        train_dataset={"path": str(tmp_path / "train.jsonl")},
+        rollout={"reward_fn": f"{tmp_path}/reward.py:score"},
+    )
+    card = model_card(config, 1, [])
+    assert {"base_model", "datasets"}.isdisjoint(front_matter(card))
+    assert str(tmp_path) not in card
+    for name in ("model", "train.jsonl", "reward.py:score"):
+        assert name in card
 
 
 def test_secrets_are_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
