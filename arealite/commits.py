@@ -21,7 +21,6 @@ from arealite.rollout.door import Rollouts
 from arealite.rollout.snapshot import Snapshot, from_lines, to_lines
 from arealite.telemetry.run_folder import sync
 from arealite.telemetry.trace import span
-from arealite.training.checkpoint import write_model
 from arealite.training.policy import Policy
 from arealite.training.state import PolicyState, save_trainer
 
@@ -152,7 +151,7 @@ class Commits:
         fields = state_of(plain(run.config), moment["sequence"], moment["positions"])
         with self._store.writing(state.version, fields) as folder:
             card = run.card(state.version) if run.is_kept(state.version) else ""
-            write_model(self._policy.model, run.tokenizer, folder, state.model, card)
+            self._policy.write(state, run.tokenizer, folder, card)
             save_trainer(state, folder)
             if snapshot is not None:
                 with open(folder / "rollouts.jsonl", "w", encoding="utf-8") as file:

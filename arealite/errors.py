@@ -21,6 +21,7 @@ this tree is ever turned into a reward.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import traceback
@@ -123,6 +124,16 @@ class Preempted(ArealiteError):
     """The run was asked to stop."""
 
     exit_code = 75
+
+
+def require_extra(package: str, wish: str, extra: str) -> None:
+    """Raises ConfigError where an optional package is not installed; imports nothing.
+
+    wish: the clause that says what asks for it. extra: what arealite[...] calls it.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # the latter is a mere folder of that name
+        raise ConfigError(f"{wish}, but {package} is not installed: pip install arealite[{extra}]")
 
 
 def words(error: BaseException) -> str:

@@ -72,11 +72,12 @@ def export(run: RunFolder, out: Path, version: int | None = None) -> int:
 def write_whole_model(source: Path, files: Mapping[str, Any], target: Path) -> None:
     """The one place where a checkpoint becomes a model that anything loads.
 
-    A checkpoint holds that model and the trainer's state; the state is left out. Of a checkpoint
-    that held an adapter and no whole model, the adapter would be merged into its base here.
-    files: as the manifest lists them. Raises CheckpointError for one without its digest.
+    A checkpoint holds that model, with LoRA merged and with the adapter's own files in a folder
+    inside, and the trainer's state; the state is left out. files: as the manifest lists them.
+    Raises CheckpointError for one without its digest.
     """
     for name, expected in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
         if name not in STATE_FILES and _copy(source / name, target / name) != expected["sha256"]:
             raise CheckpointError(f"{source / name} does not have its digest")
 

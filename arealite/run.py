@@ -48,7 +48,6 @@ from arealite.telemetry.summary import summarise
 from arealite.telemetry.trace import Trace
 from arealite.telemetry.transcripts import Transcripts
 from arealite.telemetry.waits import Waits
-from arealite.training.checkpoint import save_model
 from arealite.training.model import load_tokenizer
 from arealite.training.policy import Policy
 from arealite.training.sft import epochs, to_samples
@@ -265,7 +264,7 @@ class Run:
         self.status.set(phase="saving")
         try:
             folder, card = Path(self.config.saver.export), self.card(policy.version)
-            save_model(policy.model, self.tokenizer, folder, policy.version, card)
+            policy.save(self.tokenizer, folder, card)
         except ArealiteError:
             raise
         except Exception as error:  # a disk refuses, in a library that has errors of its own

@@ -30,7 +30,9 @@ def check_export(folder: Path, setting: str = "saver.export") -> None:
     if names and MANIFEST not in names:
         raise ConfigError(f"{setting}: {folder} was not written by arealite{remedy}")
     listed, is_checkpoint = _manifested(folder)
-    foreign = sorted(names - listed)
+    folders = {name.partition("/")[0] for name in listed if "/" in name}
+    within = {f"{name}/{path.name}" for name in folders for path in (folder / name).glob("*")}
+    foreign = sorted((names - folders | within) - listed)
     if foreign:
         raise ConfigError(f"{setting}: {folder} also holds {', '.join(foreign[:3])}{remedy}")
     if is_checkpoint:

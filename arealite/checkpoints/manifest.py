@@ -27,9 +27,13 @@ FORMAT = 1
 def seal(folder: Path, version: int, state: Mapping[str, Any] | None = None) -> None:
     """Writes the manifest of a folder's files, and syncs them all. Raises OSError."""
     files = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync(path)
+            continue
         crash_point("checkpoint.file_written")
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
         sync(path)
         crash_point("checkpoint.file_synced")
     manifest: dict[str, Any] = {"format": FORMAT, "version": version, "files": files}

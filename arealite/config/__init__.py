@@ -17,6 +17,7 @@ from arealite.config.schema import (
 from arealite.config.training import (
     ActorConfig,
     CriticConfig,
+    LoraConfig,
     MicroBatchSpec,
     OptimizerConfig,
     RefConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "CriticConfig",
     "DatasetConfig",
     "EvaluatorConfig",
+    "LoraConfig",
     "MicroBatchSpec",
     "OptimizerConfig",
     "PrepareConfig",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from arealite.config.learning import Broken, learning_rules
+from arealite.config.learning import Broken, learning_rules, lora
 from arealite.config.logprobs import launched_meaning, untrainable
 from arealite.config.schema import Config
 from arealite.config.training import OptimizerConfig
@@ -23,6 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def check(config: Config, where: Where) -> None:
     """Raises ConfigError with the first rule that is broken."""
     rules = [_names(config), _finite(config), _numbers(config), _ranges(config), _sampling(config)]
+    rules.append(lora(config))
     rules.append(_sft(config) if config.mode == "sft" else _rl(config))
     for rule in rules:
         for key, sentence in rule:
@@ -71,6 +72,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
         "actor.eps_clip_higher": config.actor.eps_clip_higher,
         "actor.reward_clip": config.actor.reward_clip,
+        "actor.lora.alpha": config.actor.lora.alpha,
         "actor.kl_target": config.actor.kl_target,
         "actor.kl_horizon": config.actor.kl_horizon,
         "actor.overlong_penalty_factor": config.actor.overlong_penalty_factor,
@@ -129,6 +131,7 @@ def _optimizer(section: str, optimizer: OptimizerConfig) -> Iterator[Broken]:
 def _ranges(config: Config) -> Iterator[Broken]:
     natural = {
         "actor.kl_ctl": config.actor.kl_ctl,
+        "actor.lora.rank": config.actor.lora.rank,
         "critic.warmup_steps": config.critic.warmup_steps,
         "rollout.request_retries": config.rollout.request_retries,
         "scheduler.grace_s": config.scheduler.grace_s,

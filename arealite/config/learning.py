@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from arealite.config.schema import Config
-from arealite.config.training import ActorConfig, CriticConfig
+from arealite.config.training import ActorConfig, CriticConfig, LoraConfig
 
 Broken = tuple[str, str]
 """(the dotted key to blame, what is wrong and what to do)."""
@@ -21,6 +21,21 @@ def learning_rules(config: Config) -> Iterator[Broken]:
     yield from _clipping(config.actor)
     yield from _correction(config.actor)
     yield from _reference(config)
+
+
+def lora(config: Config) -> Iterator[Broken]:
+    """What is broken in actor.lora, in any mode."""
+    if config.actor.lora.rank == 0:
+        for key in _changed("actor.lora", config.actor.lora, LoraConfig()):
+            yield (
+                key,
+                "actor.lora.rank is 0, so that there is no adapter; set it, or leave this out",
+            )
+    elif config.mode == "rl" and config.actor.kl_ctl > 0 and config.ref.path != config.actor.path:
+        yield (
+            "ref.path",
+            "with actor.lora the reference is the policy without its adapter; leave ref.path out",
+        )
 
 
 def _groups(config: Config) -> Iterator[Broken]:

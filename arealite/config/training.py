@@ -44,6 +44,17 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Only small matrices beside the weights learn; by peft (pip install arealite[lora])."""
+
+    rank: int = opt(0, "inner width of the matrices, like 16; 0: all weights learn")
+    alpha: float = opt(32.0, "what they add is multiplied by alpha / rank")
+    targets: list[str] = opt(
+        [], "names of the linear layers that have them, like q_proj; empty: all but the output"
+    )
+
+
+@dataclass(frozen=True)
 class ActorConfig:
     """The policy being trained."""
 
@@ -57,6 +68,7 @@ class ActorConfig:
     mb_spec: MicroBatchSpec = section(MicroBatchSpec, "micro-batches")
     share_prompts: bool = opt(True, "with packing, compute a group's common prompt once")
     optimizer: OptimizerConfig = section(OptimizerConfig, "optimizer and schedule")
+    lora: LoraConfig = section(LoraConfig, "low-rank adapters")
     ppo_n_minibatches: int = opt(1, "optimizer updates in one pass over a batch")
     ppo_epochs: int = opt(1, "passes over a batch")
     algorithm: Literal[

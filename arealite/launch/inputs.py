@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from arealite.config import Config
-from arealite.errors import ConfigError
+from arealite.errors import ConfigError, require_extra
 from arealite.loading import SHIPPED_WORKFLOWS, split_reference
 from arealite.rollout.filters import SHIPPED
 
@@ -79,7 +79,10 @@ def check_models(config: Config) -> None:
 
 
 def check_code(config: Config) -> None:
-    """Raises ConfigError where the workflow, the reward or a filter cannot name any code."""
+    """Raises ConfigError where the workflow, the reward or a filter cannot name any code, or LoRA's
+    is not installed."""
+    if config.actor.lora.rank:
+        require_extra("peft", "actor.lora.rank is above 0", "lora")
     if config.mode != "rl":
         return
     made = _made(config)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from arealite.errors import ConfigError
+from arealite.errors import ConfigError, require_extra
 
 Mode = Literal["disabled", "offline", "online"]
 
@@ -126,7 +126,7 @@ def wandb_sink(
         return NoSink()
     if mode not in ("offline", "online"):
         raise ConfigError(f"wandb mode is {mode!r}, it must be disabled, offline or online")
-    _require("wandb", f"stats_logger.wandb.mode is {mode}", "wandb")
+    require_extra("wandb", f"stats_logger.wandb.mode is {mode}", "wandb")
     run = {
         "project": project,
         "entity": entity,
@@ -137,12 +137,6 @@ def wandb_sink(
         "dir": str(folder),
     }
     return WandbSink(mode, run, alarm or log.warning, init_s, close_s)
-
-
-def _require(package: str, wish: str, extra: str) -> None:
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:  # the latter is a mere folder of that name
-        raise ConfigError(f"{wish}, but {package} is not installed: pip install arealite[{extra}]")
 
 
 class WandbSink(QueuedSink):
@@ -239,7 +233,7 @@ def tensorboard_sink(
     """
     if path is None:
         return NoSink()
-    _require("tensorboardX", f"stats_logger.tensorboard.path is {path}", "tensorboard")
+    require_extra("tensorboardX", f"stats_logger.tensorboard.path is {path}", "tensorboard")
     return TensorBoardSink(Path(folder, Path(path).expanduser()), alarm or log.warning, close_s)
 
 

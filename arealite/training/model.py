@@ -34,11 +34,12 @@ def load_model(config: ActorConfig, path: str = "", key: str = "actor.path") -> 
 
 
 def load_reference(config: Config, policy: nn.Module) -> nn.Module | None:
-    """The frozen model of ref.path, where actor.kl_ctl asks for one; else None.
+    """The frozen model of ref.path, where actor.kl_ctl asks for one; else None. With LoRA it is the
+    policy without its adapter, and None here.
 
     Raises ConfigError when it cannot be loaded, or does not know the same tokens as the policy.
     """
-    if config.mode != "rl" or config.actor.kl_ctl == 0.0:
+    if config.mode != "rl" or config.actor.kl_ctl == 0.0 or config.actor.lora.rank > 0:
         return None
     model = load_model(
         replace(config.actor, gradient_checkpointing=False), config.ref.path, "ref.path"

@@ -7,6 +7,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from arealite import stopping
 from arealite.algorithms.corrections import effective_sample_size
 from arealite.algorithms.kl import ESTIMATORS
+from arealite.checkpoints.export import exporting
 from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
 from arealite.crash import crash_point
@@ -22,11 +26,13 @@ from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.errors import ConfigError, NonFinite
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.trace import span
+from arealite.training.checkpoint import save_model, write_model
 from arealite.training.credit import TokenCredit
 from arealite.training.critic import Critic
 from arealite.training.guard import Guard
 from arealite.training.learner import Learner
 from arealite.training.logprobs import check_model, token_logprobs, use_packing
+from arealite.training.lora import FOLDER, Adapter
 from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
 from arealite.training.state import (
     PolicyState,
@@ -52,9 +58,11 @@ class Policy:
         reference: nn.Module | None = None,
         guard: Guard | None = None,
         critic: Critic | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.model, self.config, self._reference = model, config, reference
         self.critic, self._credit = critic, TokenCredit(config, critic)
+        self._adapter = adapter
         self.version = 0
         self._learner = Learner(model, config.actor.optimizer, total_updates, guard)
         self._temperature = 1.0 if config.mode == "sft" else config.gconfig.temperature
@@ -80,15 +88,18 @@ class Policy:
         torch.manual_seed(config.seed)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
-        model = load_model(config.actor, str(checkpoint.path) if checkpoint else "")
+        lora = config.actor.lora  # what it does not learn is where it was
+        path = str(checkpoint.path) if checkpoint and not lora.rank else ""
+        model = load_model(config.actor, path)
         check_model(model)
+        adapter = Adapter(model, lora) if lora.rank else None
         reference = load_reference(config, model)
         if reference is not None:
             check_model(reference, "ref.path")
         kept = RunFolder.of(config.fileroot, config.experiment_name, config.trial_name).nonfinite
         updates = critic_updates(config, total_updates)
         critic = Critic.load(config, updates, model, Guard(kept, "critic"))
-        policy = cls(model, config, total_updates, reference, Guard(kept), critic)
+        policy = cls(model, config, total_updates, reference, Guard(kept), critic, adapter)
         if checkpoint is not None:
             policy._restore(checkpoint)
             crash_point("recovery.weights_loaded")
@@ -97,7 +108,7 @@ class Policy:
     def _restore(self, checkpoint: Checkpoint) -> None:
         learner, self.version = self._learner, checkpoint.version
         learner.updates = load_trainer(
-            checkpoint.path, learner.optimizer, learner.named, self.model
+            checkpoint.path, learner.optimizer, learner.named, self.model, self._prefix
         )
         facts = load_facts(checkpoint.path)
         if self.critic is not None:
@@ -111,12 +122,39 @@ class Policy:
     def state(self) -> PolicyState:
         """A copy of this version in memory: all that a checkpoint needs of it."""
         learner, facts = self._learner, {"kl_ctl": self._credit.kl_ctl}
-        trainer = dict(trainer_tensors(learner.optimizer, learner.named, self.model))
+        named = learner.named
+        trainer = dict(trainer_tensors(learner.optimizer, named, self.model, self._prefix))
         if self.critic is not None:
             trainer |= self.critic.tensors()
             facts["critic_updates"] = self.critic.updates
-        weights = copied(self.model.state_dict())
-        return PolicyState(self.version, learner.updates, weights, copied(trainer), facts)
+        with self._published() as weights:
+            model = copied(self.model.state_dict() if weights is None else weights)
+        adapter = {} if self._adapter is None else copied(self._adapter.tensors())
+        return PolicyState(self.version, learner.updates, model, copied(trainer), facts, adapter)
+
+    def write(self, state: PolicyState, tokenizer: Any, folder: Path, card: str = "") -> None:
+        """The state's model as a Hugging Face folder; with LoRA it is merged, and peft's files of
+        the adapter alone lie in a folder inside. card: as in write_model."""
+        write_model(self.model, tokenizer, folder, state.model, card)
+        if self._adapter is not None:
+            self._adapter.write(folder / FOLDER, state.adapter)
+
+    def save(self, tokenizer: Any, folder: Path, card: str = "") -> None:
+        """An export of the model as it is. Raises as exporting does."""
+        if self._adapter is None:
+            save_model(self.model, tokenizer, folder, self.version, card)
+            return
+        with exporting(folder, self.version) as target:
+            self.write(self.state(), tokenizer, target, card)
+
+    @property
+    def _prefix(self) -> str:
+        """A checkpoint's model does not hold an adapter's weights as they are."""
+        return "" if self._adapter is None else f"{FOLDER}/"
+
+    def _published(self) -> AbstractContextManager[dict[str, Tensor] | None]:
+        """Inside, the model computes what it tells others; its weights, None where they are all."""
+        return nullcontext() if self._adapter is None else self._adapter.merged()
 
     def update(self, batch: Batch, loss: Loss) -> dict[str, float]:
         """One version's training step: in each epoch one optimizer update per minibatch. Flat
@@ -198,11 +236,12 @@ class Policy:
     def _exported(self, version: int) -> WeightUpdate:
         if self._publisher is None:
             self._publisher = Publisher(weights_folder())
-        path = self._publisher.write(self.model, version)
-        crash_point("weights_written")
-        self.version = version
-        crash_point("after_version_bump")
-        probe = make_probe(self.model, self._vocabulary)
+        with self._published() as weights:
+            path = self._publisher.write(self.model, version, weights)
+            crash_point("weights_written")
+            self.version = version
+            crash_point("after_version_bump")
+            probe = make_probe(self.model, self._vocabulary)
         return WeightUpdate(version, str(path), probe, self._vocabulary)
 
     def __enter__(self) -> Policy:
@@ -241,14 +280,14 @@ class Policy:
     def _with_kl(self, batch: Batch) -> tuple[Batch, list[list[float]] | None]:
         """With the log-probabilities of the policy that takes the batch, and its KL to the
         reference at each sample's tokens; None where that has no price."""
-        if self._reference is None or not self.config.actor.penalises_kl:
+        if not (self._has_reference and self.config.actor.penalises_kl):
             return batch, None
         estimate = ESTIMATORS[self.config.actor.kl_estimator]
         found: dict[int, list[list[float]]] = {}
         for micro in self._cut(batch.samples):
             micro = micro.to(self.config.actor.device)
             prox, _ = token_logprobs(self.model, micro, self._temperature)
-            ref, _ = token_logprobs(self._reference, micro, self._temperature)
+            ref = self._reference_logprobs(micro)
             told = micro.by_sample(prox), micro.by_sample(estimate(prox, ref))
             found |= {id(sample): pair for sample, *pair in zip(micro.samples, *told, strict=True)}
         samples = [dataclasses.replace(s, prox=found[id(s)][0]) for s in batch.samples]
@@ -266,10 +305,23 @@ class Policy:
     def _with_reference(self, micro: MicroBatch) -> MicroBatch:
         """For the loss, unless the KL has its price already."""
         is_priced = self.config.actor.kl_in == "reward"
-        if self._reference is None or is_priced or micro.ref is not None:
+        if not self._has_reference or is_priced or micro.ref is not None:
             return micro
-        logprobs, _ = token_logprobs(self._reference, micro, self._temperature)
-        return dataclasses.replace(micro, ref=logprobs)
+        return dataclasses.replace(micro, ref=self._reference_logprobs(micro))
+
+    @property
+    def _has_reference(self) -> bool:
+        is_inside = self._adapter is not None and self.config.actor.kl_ctl > 0
+        return self._reference is not None or (is_inside and self.config.mode == "rl")
+
+    def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
+        """[tokens] float32, without a gradient, of a reference that there is."""
+        if self._adapter is not None:
+            with self._adapter.off():
+                return token_logprobs(self.model, micro, self._temperature)[0]
+        assert self._reference is not None
+        with torch.no_grad():
+            return token_logprobs(self._reference, micro, self._temperature)[0]
 
     def _stats(self, sums: dict[str, float], batch: Batch, updates: int) -> dict[str, float]:
         tokens = max(sums.pop("tokens", 0.0), 1.0)

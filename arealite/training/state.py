@@ -27,13 +27,15 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 @dataclass(frozen=True)
 class PolicyState:
     """One version, copied to memory. model: as its state_dict, tied weights still one tensor.
-    facts: what else the trainer goes on with, as numbers."""
+    adapter: what has been learned, by peft's names, where that is all that learns; `model` is
+    merged then. facts: what else the trainer goes on with, as numbers."""
 
     version: int
     updates: int
     model: Mapping[str, Tensor]
     trainer: Mapping[str, Tensor]
     facts: Mapping[str, float] = field(default_factory=dict)
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,10 +51,14 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trainer_tensors(
-    optimizer: torch.optim.Optimizer, masters: Mapping[str, nn.Parameter], model: nn.Module
+    optimizer: torch.optim.Optimizer,
+    masters: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    prefix: str = "",
 ) -> Iterator[tuple[str, Tensor]]:
-    """By name. masters: what the optimizer moves, by the parameter's name."""
-    yield from learned_tensors(optimizer, masters, model)
+    """By name. masters: what the optimizer moves, by the parameter's name. prefix: see
+    learned_tensors."""
+    yield from learned_tensors(optimizer, masters, model, prefix)
     yield "random/cpu", torch.get_rng_state()
     for index, state in enumerate(torch.cuda.get_rng_state_all()):
         yield f"random/cuda{index}", state
@@ -88,10 +94,11 @@ def load_trainer(
     optimizer: torch.optim.Optimizer,
     masters: Mapping[str, nn.Parameter],
     model: nn.Module,
+    prefix: str = "",
 ) -> int:
     """Puts it all in its place; returns the number of updates. Raises CheckpointError."""
     with _opened(folder) as file:
-        _place(file, optimizer, masters, model)
+        _place(file, optimizer, masters, model, prefix)
         names = set(file.keys())
         torch.set_rng_state(file.get_tensor("random/cpu"))
         for index in range(torch.cuda.device_count()):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arealite.processes import WEIGHTS_DIR
 from arealite.types import Probe
@@ -28,11 +29,13 @@ def weights_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="arealite-", dir=shm if shm.is_dir() else None))
 
 
-def export_folder(model: Any, folder: Path) -> None:
-    """Writes a Hugging Face folder beside `folder` and renames it: there or not, never half."""
+def export_folder(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a Hugging Face folder beside `folder` and renames it: there or not, never half.
+
+    weights: in place of the model's own state_dict."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, safe_serialization=True)
+    model.save_pretrained(temporary, safe_serialization=True, state_dict=weights)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
@@ -46,7 +49,7 @@ class Publisher:
         folder.mkdir(parents=True, exist_ok=True)
         self._written: list[Path] = []
 
-    def write(self, model: Any, version: int) -> Path:
+    def write(self, model: Any, version: int, weights: Mapping[str, Tensor] | None = None) -> Path:
         """The version's folder. Raises ValueError for one that engines may be reading."""
         folder = self._folder / f"v{version}"
         if folder in self._written:
@@ -54,7 +57,7 @@ class Publisher:
                 f"version {version} is published already, and engines may be reading {folder}; "
                 "export each version once"
             )
-        export_folder(model, folder)
+        export_folder(model, folder, weights)
         self._written.append(folder)
         while len(self._written) > 2:
             shutil.rmtree(self._written.pop(0), ignore_errors=True)

@@ -105,6 +105,15 @@ def loaded(*overrides: str) -> Config:
         (["actor.algorithm=ppo", "actor.discount=1.1"], "actor.discount", "between 0 and 1"),
         (["actor.ppo_epochs=0"], "actor.ppo_epochs", "above 0"),
         (["actor.kl_in=reward"], "actor.kl_in", "actor.kl_ctl is 0"),
+        (["actor.lora.alpha=16"], "actor.lora.alpha", "actor.lora.rank is 0"),
+        (["actor.lora.targets=[q_proj]"], "actor.lora.targets", "set it, or leave this out"),
+        (["actor.lora.rank=-1"], "actor.lora.rank", "negative"),
+        (["actor.lora.rank=8", "actor.lora.alpha=0"], "actor.lora.alpha", "above 0"),
+        (
+            ["actor.lora.rank=8", "actor.kl_ctl=0.1", "ref.path=models/r"],
+            "ref.path",
+            "the reference is the policy without its adapter",
+        ),
         (["actor.kl_ctl=0.1", "actor.kl_estimator=k1"], "actor.kl_estimator", "use k2 or k3"),
         (["actor.kl_ctl=0.1", "actor.kl_target=6"], "actor.kl_target", "actor.kl_in is loss"),
         (
@@ -148,6 +157,7 @@ def test_a_contradiction_is_refused(overrides: list[str], key: str, says: str) -
         ["actor.algorithm=ppo", "actor.gae_lambda=0.95", "critic.path=models/c"],
         ["actor.adv_baseline=critic", "actor.adv_norm=none", "critic.eps_clip_value=null"],
         ["actor.ppo_epochs=2"],
+        ["actor.lora.rank=8", "actor.kl_ctl=0.1", "actor.lora.targets=[q_proj, v_proj]"],
         ["actor.kl_ctl=0.1", "actor.kl_in=reward", "actor.kl_estimator=k1", "actor.kl_target=6"],
     ],
 )

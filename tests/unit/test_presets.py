@@ -99,7 +99,7 @@ def test_every_setting_of_the_learning_rule_is_told() -> None:
     whole = list(describe(Config()))[-1]
     elsewhere = {  # of the model, the machine and the optimizer
         "path", "dtype", "device", "threads", "gradient_checkpointing", "mb_spec", "share_prompts",
-        "optimizer", "ppo_n_minibatches", "ppo_epochs", "algorithm",
+        "optimizer", "lora", "ppo_n_minibatches", "ppo_epochs", "algorithm",
     }  # fmt: skip
     for name in set(ActorConfig.__dataclass_fields__) - elsewhere:
         assert f"{name}=" in whole, name
