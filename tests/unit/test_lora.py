@@ -36,6 +36,7 @@ from arealite.training.attention import NAME
 from arealite.training.logprobs import token_logprobs, use_packing
 from arealite.training.lora import FOLDER, Adapter
 from arealite.training.policy import Policy
+from arealite.training.sft import cross_entropy
 from arealite.training.state import save_trainer
 from arealite.training.weights import WEIGHTS_DIR, make_probe
 
@@ -267,6 +268,16 @@ def test_an_export_is_merged_has_the_adapter_and_is_replaced_as_a_whole(tmp_path
     (folder / FOLDER / "notes.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"also holds adapter/notes\.txt"):
         check_export(folder)
+
+
+def test_fine_tuning_learns_an_adapter_too(tmp_path: Path) -> None:
+    config = replace(config_with(str(saved(tmp_path / "m"))), mode="sft")
+    policy, samples = Policy.load(config, 30), ragged_samples(6, seed=2)
+    before = weights_of(policy.model)
+    losses = [policy.update(batch_of(samples), cross_entropy)["loss/policy"] for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    after = weights_of(policy.model)
+    assert all(torch.equal(after[n], w) for n, w in before.items() if not of_adapter(n))
 
 
 @pytest.mark.parametrize(
