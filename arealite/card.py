@@ -83,9 +83,15 @@ def _details(config: Config) -> Iterator[tuple[str, object]]:
     yield "base model", _shown(config.actor.path)
     yield "method", _method(config)
     yield "rows", _shown(dataset.path)
+    lora = config.actor.lora
     shape = f"{optimizer.type}, learning rate {optimizer.lr:g} ({optimizer.lr_scheduler_type})"
     yield "optimizer", f"{shape}, gradients clipped at {optimizer.gradient_clipping:g}"
     yield "weights", f"{config.actor.dtype}, seed {config.seed}"
+    if lora.rank:
+        learned = (
+            f"rank {lora.rank}, alpha {lora.alpha:g}, of {', '.join(lora.targets) or 'all layers'}"
+        )
+        yield "LoRA", f"{learned}; merged, and alone in `adapter/`"
     if config.mode == "sft":
         yield "batch", f"{dataset.batch_size} rows"
         return
