@@ -112,8 +112,8 @@ class Policy:
         )
         facts = load_facts(checkpoint.path)
         if self.critic is not None:
-            self.critic.restore(checkpoint, facts["critic_updates"])
-        self._credit.kl_ctl = facts["kl_ctl"]
+            self.critic.restore(checkpoint, facts.get("critic_updates", 0.0))
+        self._credit.kl_ctl = facts.get("kl_ctl", self._credit.kl_ctl)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

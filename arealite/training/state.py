@@ -120,9 +120,11 @@ def load_learned(
 
 
 def load_facts(folder: Path) -> dict[str, float]:
-    """PolicyState.facts. Raises CheckpointError."""
+    """PolicyState.facts; none of a checkpoint that an older release wrote. Raises
+    CheckpointError."""
     with _opened(folder) as file:
-        return {name: float(value) for name, value in json.loads(file.metadata()["facts"]).items()}
+        facts = json.loads(file.metadata().get("facts", "{}"))
+        return {name: float(value) for name, value in facts.items()}
 
 
 @contextmanager

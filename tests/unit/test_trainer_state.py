@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from training_support import VOCABULARY, tiny_model
 
 from arealite.config import OptimizerConfig
@@ -16,6 +17,7 @@ from arealite.training.state import (
     TRAINER,
     PolicyState,
     copied,
+    load_facts,
     load_trainer,
     save_trainer,
     trainer_tensors,
@@ -62,6 +64,16 @@ def test_training_goes_on_as_if_it_had_not_stopped(
         learner.learn(2)
     pairs = zip(before.named.values(), after.named.values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_what_an_older_release_wrote_has_no_facts(tmp_path: Path) -> None:
+    save_trainer(
+        PolicyState(2, 2, {}, {"random/cpu": torch.get_rng_state()}, {"x": 0.25}), tmp_path
+    )
+    assert load_facts(tmp_path) == {"x": 0.25}
+    tensors = {"random/cpu": torch.get_rng_state()}
+    save_file(tensors, tmp_path / TRAINER, {"updates": "2"})
+    assert load_facts(tmp_path) == {}
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
