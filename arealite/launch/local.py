@@ -47,11 +47,6 @@ NO_WORD = "no word in its log"
 LEAST_GRACE_S = 2.0
 """For servers, which have nothing to keep, where the trainer has used the grace up."""
 
-PATIENT = {"OMP_WAIT_POLICY": "passive"}
-"""What children get where the environment does not say otherwise. Threads that spin while they wait
-take the cores from those they wait for: on a machine with other work, one step of a tiny model then
-takes many times as long."""
-
 
 class Child:
     """A running process and its log. restarts: how often its like has been started again."""
@@ -290,8 +285,7 @@ class Supervisor:
     def _start(
         self, process: Process, log: Path | None, descriptors: tuple[int, ...] = ()
     ) -> Child:
-        environment = {**PATIENT, **os.environ, **process.environment}
-        environment[LIFELINE] = str(self._read_end)
+        environment = {**os.environ, **process.environment, LIFELINE: str(self._read_end)}
         output: IO[bytes] | None = log.open("ab") if log else None
         self._starting = True
         try:
