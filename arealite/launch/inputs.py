@@ -38,11 +38,7 @@ def hub_ids(config: Config) -> tuple[Missing, ...]:
 
 def _absent(config: Config) -> Iterator[Missing]:
     """What is neither here nor made by a prepare step."""
-    named = {
-        "actor.path": config.actor.path,
-        "ref.path": config.ref.path if config.actor.kl_ctl > 0 else "",
-        "critic.path": config.critic.path if config.actor.adv_baseline == "critic" else "",
-        "tokenizer_path": config.tokenizer_path,
+    named = _models(config) | {
         "train_dataset.path": config.train_dataset.path,
         "valid_dataset.path": config.valid_dataset.path,
     }
@@ -50,11 +46,19 @@ def _absent(config: Config) -> Iterator[Missing]:
         if named[key] == config.actor.path:  # its default: one line is enough
             del named[key]
     made = _made(config)
-    beside = {path.parent for path in made}  # one step may make the files of a folder
     for key, path in named.items():
-        is_made = _is_in(path, made) or _absolute(path).parent in beside
-        if path and not os.path.exists(path) and not is_made:
+        if path and not os.path.exists(path) and not _is_made(path, made):
             yield key, path
+
+
+def _models(config: Config) -> dict[str, str]:
+    """The folders that are used, by setting; "" where one is not."""
+    return {
+        "actor.path": config.actor.path,
+        "ref.path": config.ref.path if config.actor.kl_ctl > 0 else "",
+        "critic.path": config.critic.path if config.actor.adv_baseline == "critic" else "",
+        "tokenizer_path": config.tokenizer_path,
+    }
 
 
 def require(absent: tuple[Missing, ...]) -> None:
@@ -68,11 +72,15 @@ def require(absent: tuple[Missing, ...]) -> None:
 
 
 def check_models(config: Config) -> None:
-    """Raises ConfigError for a folder that is here and holds no model, or no tokenizer."""
-    models = {f"{key}.path": getattr(config, key).path for key in ("actor", "ref", "critic")}
-    for key, path in (*models.items(), ("tokenizer_path", config.tokenizer_path)):
-        names = ("config.json",) if key in models else _TOKENIZER
-        if path and Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
+    """Raises ConfigError for a folder that is here and holds no model, or no tokenizer, and which
+    no prepare step will fill."""
+    made = _made(config)
+    for key, path in _models(config).items():
+        names = _TOKENIZER if key == "tokenizer_path" else ("config.json",)
+        files = [Path(path) / name for name in names]
+        if not path or not Path(path).is_dir() or any(_is_made(str(f), made) for f in files):
+            continue
+        if not any(file.exists() for file in files):
             raise ConfigError(
                 f"{key}: the folder {path} has no {names[0]}; give a Hugging Face folder or hub id"
             )
@@ -193,6 +201,11 @@ def _made(config: Config) -> list[Path]:
 
 def _absolute(path: str) -> Path:
     return Path(os.path.abspath(path))
+
+
+def _is_made(path: str, made: list[Path]) -> bool:
+    """One step may make all the files of a folder."""
+    return _is_in(path, made) or _absolute(path).parent in {file.parent for file in made}
 
 
 def _is_in(path: str, folders: list[Path]) -> bool:

@@ -13,12 +13,11 @@ from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
 from arealite.crash import crash_point
 from arealite.data.batch import Batch, Sample, minibatches
-from arealite.data.micro_batch import MicroBatch, micro_batches
-from arealite.errors import ConfigError
+from arealite.data.micro_batch import MicroBatch
 from arealite.training.guard import Guard
-from arealite.training.learner import Learner
+from arealite.training.learner import Learner, cut
 from arealite.training.logprobs import decoder_and_head, hidden_states, use_packing
-from arealite.training.model import load_model, vocabulary_of
+from arealite.training.model import load_beside
 from arealite.training.state import learned_tensors, load_learned
 
 PREFIX = "critic/"
@@ -71,13 +70,7 @@ class Critic:
         """
         if config.mode != "rl" or config.actor.adv_baseline != "critic":
             return None
-        model = load_model(config.actor, config.critic.path, "critic.path")
-        theirs, ours = vocabulary_of(model), vocabulary_of(policy)
-        if theirs != ours:
-            raise ConfigError(
-                f"critic.path: {config.critic.path} has {theirs} tokens, but the model of "
-                f"actor.path has {ours}; give a model of the same vocabulary"
-            )
+        model = load_beside(config.actor, config.critic.path, "critic.path", policy)
         return cls(model, config, total_updates, guard)
 
     def restore(self, checkpoint: Checkpoint, updates: float) -> None:
@@ -127,9 +120,7 @@ class Critic:
         return self._stats(sums, batch, max(done, 1)) | {"critic/skipped_updates": float(skipped)}
 
     def _cut(self, samples: Sequence[Sample]) -> list[MicroBatch]:
-        actor = self._config.actor
-        budget = actor.mb_spec.max_tokens_per_mb
-        return list(micro_batches(samples, budget, self._packed, actor.share_prompts))
+        return cut(samples, self._config.actor, self._packed)
 
     def _accumulate(self, piece: Sequence[MicroBatch], n_tokens: int) -> dict[str, float]:
         """Adds up the gradients of one update; sums over its tokens."""

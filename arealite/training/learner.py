@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from arealite.config import OptimizerConfig
+from arealite.config import ActorConfig, OptimizerConfig
 from arealite.data.batch import Sample
+from arealite.data.micro_batch import MicroBatch, micro_batches
 from arealite.training.guard import Guard
 from arealite.training.optim import (
     MasterWeights,
@@ -17,6 +18,12 @@ from arealite.training.optim import (
     clip_gradients,
     learning_rate,
 )
+
+
+def cut(samples: Sequence[Sample], actor: ActorConfig, is_packed: bool) -> list[MicroBatch]:
+    """The passes in which they are computed."""
+    budget = actor.mb_spec.max_tokens_per_mb
+    return list(micro_batches(samples, budget, is_packed, actor.share_prompts))
 
 
 class Learner:

@@ -41,14 +41,21 @@ def load_reference(config: Config, policy: nn.Module) -> nn.Module | None:
     """
     if config.mode != "rl" or config.actor.kl_ctl == 0.0 or config.actor.lora.rank > 0:
         return None
-    model = load_model(
-        replace(config.actor, gradient_checkpointing=False), config.ref.path, "ref.path"
-    ).requires_grad_(False)
+    actor = replace(config.actor, gradient_checkpointing=False)
+    return load_beside(actor, config.ref.path, "ref.path", policy).requires_grad_(False)
+
+
+def load_beside(config: ActorConfig, path: str, key: str, policy: nn.Module) -> nn.Module:
+    """Another model that reads what the policy writes.
+
+    Raises ConfigError when it cannot be loaded, or does not know the same tokens as the policy.
+    """
+    model = load_model(config, path, key)
     theirs, ours = vocabulary_of(model), vocabulary_of(policy)
     if theirs != ours:
         raise ConfigError(
-            f"ref.path: {config.ref.path} has {theirs} tokens, but the model of actor.path has "
-            f"{ours}; give a model of the same vocabulary"
+            f"{key}: {path} has {theirs} tokens, but the model of actor.path has {ours}; "
+            "give a model of the same vocabulary"
         )
     return model
 

@@ -22,7 +22,7 @@ from arealite.checkpoints.store import Checkpoint
 from arealite.config import Config
 from arealite.crash import crash_point
 from arealite.data.batch import Batch, Sample, minibatches
-from arealite.data.micro_batch import MicroBatch, micro_batches
+from arealite.data.micro_batch import MicroBatch
 from arealite.errors import ConfigError, NonFinite
 from arealite.telemetry.run_folder import RunFolder
 from arealite.telemetry.trace import span
@@ -30,7 +30,7 @@ from arealite.training.checkpoint import save_model, write_model
 from arealite.training.credit import TokenCredit
 from arealite.training.critic import Critic
 from arealite.training.guard import Guard
-from arealite.training.learner import Learner
+from arealite.training.learner import Learner, cut
 from arealite.training.logprobs import check_model, token_logprobs, use_packing
 from arealite.training.lora import FOLDER, Adapter
 from arealite.training.model import load_model, load_reference, use_threads, vocabulary_of
@@ -262,9 +262,7 @@ class Policy:
                     )
 
     def _cut(self, samples: Sequence[Sample]) -> list[MicroBatch]:
-        actor = self.config.actor
-        budget = actor.mb_spec.max_tokens_per_mb
-        return list(micro_batches(samples, budget, self._packed, actor.share_prompts))
+        return cut(samples, self.config.actor, self._packed)
 
     def _backward(self, micro: MicroBatch, loss: Loss, n_tokens: int) -> dict[str, float]:
         micro = self._with_reference(micro.to(self.config.actor.device))

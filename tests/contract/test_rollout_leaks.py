@@ -101,8 +101,9 @@ def test_thousands_of_episodes_leave_nothing_behind(tmp_path: Path) -> None:
         first = stretches.play(40)
         second = stretches.play(40)
         episodes = 40 * BATCH
+    # What an earlier test of this process left may end meanwhile, so fewer is no fault.
     for what in ("tasks", "threads", "descriptors"):
-        assert second[what] == first[what], what
+        assert second[what] <= first[what], what
     for what in ("objects", "blocks"):
         assert second[what] - first[what] < episodes / 4, what
 
@@ -133,8 +134,8 @@ def test_episodes_over_http_leave_nothing_behind(tmp_path: Path) -> None:
 
             _, first, second = await asyncio.to_thread(play)
         episodes = 8 * BATCH
-        assert second["tasks"] == first["tasks"]
-        assert second["threads"] == first["threads"]
+        assert second["tasks"] <= first["tasks"]
+        assert second["threads"] <= first["threads"]
         # Kept-alive connections may still become a few more, but not with every episode.
         assert second["descriptors"] - first["descriptors"] < episodes / 4
         assert second["objects"] - first["objects"] < episodes / 4

@@ -48,12 +48,15 @@ import json, os, sys, time, urllib.request
 
 [address] = os.environ["AREAL_LLM_SERVER_ADDRS"].split(",")
 
+end = time.monotonic() + 100  # not for ever, should nobody be left who ends it
+
 def pid():
-    while True:
+    while time.monotonic() < end:
         try:
             return urllib.request.urlopen("http://" + address, timeout=5).read().decode()
         except OSError:
             time.sleep(0.05)
+    sys.exit("no server answers")
 
 first = pid()
 status = {"servers": [{"address": address, "state": "serving"}]}

@@ -9,7 +9,7 @@ import yaml
 
 from arealite.config import Config, load
 from arealite.errors import ConfigError
-from arealite.launch.inputs import check_code, hub_ids, missing, require
+from arealite.launch.inputs import check_code, check_models, hub_ids, missing, require
 from arealite.telemetry.lock import claimed
 from arealite.telemetry.run_folder import RunFolder
 
@@ -91,6 +91,44 @@ def test_what_a_prepare_step_will_make_is_not_missing(here: Path, path: str, mad
     steps = [{"makes": "data/tiny/test.jsonl", "run": "x"}, {"makes": "models/m", "run": "x"}]
     for name in (path, str(here / path)):
         assert (missing(config_of(f"train_dataset.path={name}", prepare=steps)) == ()) == made
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["actor.path=empty"], r"^actor.path: the folder empty has no config.json; give a Hugging"),
+        (["tokenizer_path=empty"], r"^tokenizer_path: the folder empty has no tokenizer_config.js"),
+        (["tokenizer_path=full"], ""),
+        (["actor.path=full", "ref.path=empty", "actor.kl_ctl=0.1"], r"^ref.path: the folder empty"),
+        (
+            ["actor.path=full", "critic.path=empty", "actor.preset=ppo"],
+            r"^critic.path: the folder ",
+        ),
+    ],
+)
+def test_a_folder_that_is_used_holds_a_model_or_a_tokenizer(
+    overrides: list[str], says: str
+) -> None:
+    Path("empty").mkdir()
+    Path("full").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (Path("full") / name).touch()
+    if says:
+        with pytest.raises(ConfigError, match=says):
+            check_models(config_of(*overrides))
+    else:
+        check_models(config_of(*overrides))
+
+
+@pytest.mark.parametrize("makes", ["m", "m/config.json", "m/done"])
+def test_a_folder_that_a_prepare_step_still_fills_may_be_there_already(makes: str) -> None:
+    Path("m").mkdir()
+    config = config_of("actor.path=m", prepare=[{"makes": makes, "run": "x"}])
+    if makes == "m":  # it is there, so the step is skipped
+        with pytest.raises(ConfigError, match="the folder m has no config"):
+            check_models(config)
+    else:
+        check_models(config)
 
 
 def test_a_step_that_is_skipped_makes_nothing() -> None:
