@@ -142,6 +142,8 @@ def _answer(sample: Sample, marked: str | None) -> list[Text]:
     if not sample.count:
         return [Text("")]
     of = f"sample {sample.index + 1} of {sample.count}"
+    name = sample.trajectory.get("name")
+    of += f", {_line(str(name))}" if name else ""
     facts = Text.assemble((of, "dim"), ("  reward ", "dim"), (_number(sample.reward), "bold cyan"))
     parts = [f"{_line(name)} {_number(value)}" for name, value in sample.components.items()]
     if parts:

@@ -139,6 +139,8 @@ class Trajectory:
     loss_mask: 1 where the policy sampled the token, else 0. logprobs: as in ModelResponse, 0
     where the mask is 0. versions: NOT_SAMPLED where the mask is 0. truncated: the sample ended
     by its length. components: the reward's named parts. text: the sampled text, for people.
+    name: whose it is, where several roles play an episode ("player", "judge"); a reward is compared
+    with those of its own name.
 
     Raises ValueError with the first rule that does not hold.
     """
@@ -151,6 +153,7 @@ class Trajectory:
     components: Mapping[str, float] = field(default_factory=dict)
     truncated: bool = False
     text: str | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -201,6 +204,8 @@ class Trajectory:
             raise ValueError(f"truncated is {self.truncated!r}, it must be True or False")
         if not isinstance(self.text, str | None):
             raise ValueError(f"text is a {type(self.text).__name__}, it must be a str or None")
+        if not isinstance(self.name, str):
+            raise ValueError(f"name is a {type(self.name).__name__}, it must be a str")
 
     @classmethod
     def from_response(

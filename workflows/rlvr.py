@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from arealite.agents.chat import Chat
+from arealite.data.chat import Message
 from arealite.errors import Unscorable
 from arealite.rewards.scorer import Scoring, score_group
 from arealite.types import (
@@ -43,7 +45,7 @@ class RLVRWorkflow:
         self.tokenizer = tokenizer
         self.gconfig = gconfig.new_with_stop_and_pad_token_ids(tokenizer)
         self.prompt_key, self.answer_key = prompt_key, answer_key
-        self.system, self.chat = system, chat
+        self.system, self.is_chat, self.chat = system, chat, Chat(tokenizer)
 
     def check_row(self, data: Mapping[str, Any]) -> None:
         """Raises ValueError where the row cannot be played; see arealite.protocols.ChecksRows."""
@@ -57,7 +59,7 @@ class RLVRWorkflow:
         text = self.prompt_text(data)
         request = ModelRequest(
             rid=uuid.uuid4().hex,
-            input_ids=self._encoded(text),
+            input_ids=self.chat.encode(text),
             gconfig=self.gconfig.new(n_samples=1),
         )
         n = self.gconfig.n_samples
@@ -84,24 +86,25 @@ class RLVRWorkflow:
         return trajectories
 
     def _completion(self, asked: Completion, response: ModelResponse) -> Completion:
-        text = self.tokenizer.decode(response.output_tokens, skip_special_tokens=True)
+        text = self.chat.decode(response.output_tokens)
         return replace(asked, text=text, completion_ids=response.output_tokens)
 
     def prompt_ids(self, data: Mapping[str, Any]) -> list[int]:
         """The prompt as token ids."""
-        return self._encoded(self.prompt_text(data))
-
-    def _encoded(self, text: str) -> list[int]:
-        # The template has written the special tokens already.
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.chat.encode(self.prompt_text(data))
 
     def prompt_text(self, data: Mapping[str, Any]) -> str:
         """The prompt as the model sees it."""
+        chat, messages = self.asked(data)
+        return chat.render(messages)
+
+    def asked(self, data: Mapping[str, Any]) -> tuple[Chat, list[Message]]:
+        """The prompt as chat messages, and what makes text of them."""
         prompt = self._column(data, "prompt_key", self.prompt_key)
         if isinstance(prompt, str):
-            if not self.chat:
-                return prompt
             prompt = [{"role": "user", "content": prompt}]
+            if not self.is_chat:
+                return Chat(self.tokenizer, template=False), prompt
         if not isinstance(prompt, list):
             raise ValueError(
                 f"the column {self.prompt_key!r} holds {prompt!r:.60}; a prompt is text or a list "
@@ -109,7 +112,7 @@ class RLVRWorkflow:
             )
         if self.system is not None:
             prompt = [{"role": "system", "content": self.system}, *prompt]
-        return self._rendered(prompt)
+        return self.chat, prompt
 
     def truth(self, data: Mapping[str, Any]) -> Any:
         """What the reward function gets beside the text."""
@@ -124,22 +127,3 @@ class RLVRWorkflow:
                 f"its columns are {', '.join(data)}"
             )
         return data[name]
-
-    def _rendered(self, messages: list[Any]) -> str:
-        if getattr(self.tokenizer, "chat_template", "") is None:
-            raise ValueError(
-                "the tokenizer has no chat template; give text prompts and "
-                "rollout.workflow_kwargs.chat=false, or the tokenizer_path of a chat model"
-            )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-            )
-        except Exception as error:  # a template is code, of whoever made the tokenizer
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"the tokenizer's chat template refuses the prompt: {reason}; change the row or "
-                "rollout.workflow_kwargs, or give another tokenizer_path"
-            ) from error

@@ -49,7 +49,7 @@ class PolicyGradient:
 
     def credit(self, episodes: Sequence[Episode]) -> list[list[float | None]]:
         """See protocols.Algorithm."""
-        advantages = [self._within_group(episode) for episode in episodes]
+        advantages = [self._of_episode(episode) for episode in episodes]
         lengths = [
             [0 if self._is_masked(t) else t.sampled for t in episode.trajectories]
             for episode in episodes
@@ -74,9 +74,18 @@ class PolicyGradient:
             )
         return shaped(earned, c.reward_bias, c.reward_scaling, c.reward_clip)
 
-    def _within_group(self, episode: Episode) -> list[float]:
+    def _of_episode(self, episode: Episode) -> list[float]:
+        """Rewards are compared within the group, and there with those of the same name."""
+        found = [0.0] * len(episode.trajectories)
+        for name in dict.fromkeys(t.name for t in episode.trajectories):
+            own = [i for i, t in enumerate(episode.trajectories) if t.name == name]
+            rewards = [self._reward(episode.trajectories[i]) for i in own]
+            for i, advantage in zip(own, self._within_group(rewards), strict=True):
+                found[i] = advantage
+        return found
+
+    def _within_group(self, rewards: list[float]) -> list[float]:
         c = self.config.actor
-        rewards = [self._reward(t) for t in episode.trajectories]
         match c.adv_baseline:
             case "group":
                 advantages = less_group_mean(rewards)

@@ -82,6 +82,7 @@ def _numbers(config: Config) -> Iterator[Broken]:
         "rollout.n_servers": config.rollout.n_servers,
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
         "rollout.max_running_requests": config.rollout.max_running_requests,
+        "rollout.context_length": config.rollout.context_length,
         "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
         "rollout.episode_timeout_s": config.rollout.episode_timeout_s,
         "rollout.request_timeout_s": config.rollout.request_timeout_s,

@@ -71,6 +71,11 @@ class RolloutConfig:
         "fixed",
         "episodes in flight: as many as allowed, or as the servers' queues show they can use",
     )
+    context_length: int | None = opt(
+        None,
+        "longest sequence of tokens, prompts and answers of all turns; null: one prompt and one "
+        "answer",
+    )
     filters: list[str] = opt(
         [],
         "episodes that are not trained: equal_rewards, overlong, or should_accept functions as "

@@ -119,7 +119,8 @@ def _warnings(
 
 def context_length(config: Config) -> int:
     """The longest sequence that an engine may have to hold."""
-    return longest_prompt(config) + config.gconfig.max_new_tokens
+    one_turn = longest_prompt(config) + config.gconfig.max_new_tokens
+    return config.rollout.context_length or one_turn
 
 
 def longest_prompt(config: Config) -> int:
@@ -148,6 +149,8 @@ def _longest_words(config: Config) -> str:
     words = f"{section}.max_length {prompt}"
     if config.mode == "sft":
         return words
+    if config.rollout.context_length:
+        return "rollout.context_length"
     return f"{words} + gconfig.max_new_tokens {config.gconfig.max_new_tokens}"
 
 
@@ -238,10 +241,11 @@ def _rollout_report(config: Config, known: str) -> Iterator[str]:
         f"staleness      at most {eta} versions per trained token: up to {capacity} episodes "
         f"admitted ahead, {min(limit, capacity)} in flight"
     )
-    yield (
-        f"sequences      up to {longest_prompt(config)} prompt + "
-        f"{config.gconfig.max_new_tokens} new tokens = {context_length(config)}"
-    )
+    most, new = context_length(config), config.gconfig.max_new_tokens
+    if rollout.context_length:
+        yield f"sequences      up to {most} tokens in all turns, up to {new} new ones in a turn"
+    else:
+        yield f"sequences      up to {longest_prompt(config)} prompt + {new} new tokens = {most}"
     yield f"workflow       {rollout.workflow}, reward {rollout.reward_fn or _rewards(config)}"
     lines = [line for part in describe(config) for line in textwrap.wrap(part, 85)]
     yield f"algorithm      {lines[0]}"

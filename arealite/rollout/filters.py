@@ -15,9 +15,9 @@ Keep = Callable[[Episode], bool]
 
 def rewards_differ(episode: Episode) -> bool:
     """Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2): a group of equal rewards has no
-    advantage, so it teaches nothing."""
-    rewards = [t.reward for t in episode.trajectories]
-    return max(rewards) > min(rewards)
+    advantage, so it teaches nothing. Trajectories of different names are no group."""
+    earned = {(t.name, t.reward) for t in episode.trajectories}
+    return len(earned) > len({name for name, _ in earned})
 
 
 def any_complete(episode: Episode) -> bool:

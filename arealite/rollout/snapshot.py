@@ -64,6 +64,7 @@ def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "components": dict(trajectory.components),
         "truncated": trajectory.truncated,
         "text": trajectory.text,
+        "name": trajectory.name,
     }
 
 
@@ -90,6 +91,7 @@ def _ready(line: Any, row: Callable[[str], Mapping[str, Any]]) -> Ready:
             components=t["components"],
             truncated=t["truncated"],
             text=t["text"],
+            name=t.get("name", ""),  # a checkpoint of before names were has none
         )
         for t in fields["trajectories"]
     )

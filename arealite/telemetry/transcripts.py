@@ -9,7 +9,7 @@ One line per episode, kept or not:
     dataset          held-out set, only of its rows: evaluated, or failed
     time             unix seconds
     query            the row, or what the caller chose to show of it;  prompt: its text
-    trajectories     [{text, reward, components, versions, tokens, truncated}]
+    trajectories     [{text, reward, components, versions, tokens, truncated, name?}]
     error            {kind, sentence}, only when failed
 
 `versions` are runs [[version, count], ...] over the whole token stream in order; version -1 is a
@@ -101,6 +101,7 @@ def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "versions": spans,
         "tokens": trajectory.sampled,
         "truncated": trajectory.truncated,
+        **({"name": trajectory.name} if trajectory.name else {}),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from arealite.data.batch import Batch, Sample
+from arealite.data.chat import Message, render
 from arealite.data.micro_batch import MicroBatch
 from arealite.errors import ConfigError
 
@@ -111,23 +112,33 @@ def epochs(
 
 
 def _chats(prompts: Iterable[Any], tokenizer: Any, section: str) -> Iterator[str]:
+    if tokenizer.chat_template is None:
+        for prompt in prompts:
+            yield prompt if isinstance(prompt, str) else "".join(m["content"] for m in prompt)
+        return
+    known: dict[str, str] = {}  # demonstrations share prompts, and a template takes its time
     for index, prompt in enumerate(prompts):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if tokenizer.chat_template is None:
-            yield "".join(m["content"] for m in messages)
-            continue
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is code, of whoever made the tokenizer
-            reason = str(error).strip().split("\n")[0]
-            raise ConfigError(
-                f"{section}: row {index}: the tokenizer's chat template refuses the prompt: "
-                f"{reason}; change the row, or give another tokenizer_path"
-            ) from None
-        yield text
+        if isinstance(prompt, str):
+            if prompt not in known:
+                messages = [{"role": "user", "content": prompt}]
+                known[prompt] = _rendered(tokenizer, messages, f"{section}: row {index}")
+            yield known[prompt]
+        else:
+            yield _rendered(tokenizer, prompt, f"{section}: row {index}")
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
+    try:
+        return render(tokenizer, messages)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: {error}; change the row, or give another tokenizer_path"
+        ) from None
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+    """Demonstrations often share their prompts: each text is looked at once."""
+    distinct = list(dict.fromkeys(texts))
+    ids = tokenizer(distinct, add_special_tokens=False)["input_ids"]
+    known = dict(zip(distinct, ids, strict=True))
+    return [known[text] for text in texts]

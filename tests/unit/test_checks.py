@@ -101,7 +101,7 @@ def test_what_a_prepare_step_will_make_is_not_missing(here: Path, path: str, mad
         (["tokenizer_path=full"], ""),
         (["actor.path=full", "ref.path=empty", "actor.kl_ctl=0.1"], r"^ref.path: the folder empty"),
         (
-            ["actor.path=full", "critic.path=empty", "actor.preset=ppo"],
+            ["actor.path=full", "critic.path=empty", "actor.algorithm=ppo"],
             r"^critic.path: the folder ",
         ),
     ],
