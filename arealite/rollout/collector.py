@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 YOUNG = 50_000
 """Containers that may come into being before the youngest are searched; Python's own is 700."""
+OLD = 100
+"""Searches of the middle-aged before one of the whole heap, which takes a second or two where
+thousands of episodes are in flight; Python's own is 10."""
 
 
 @contextmanager
@@ -20,7 +23,8 @@ def rare_collections() -> Iterator[None]:
     reference counts have freed it. What is (failed episodes, user code) is still found, later.
     """
     before = gc.get_threshold()
-    gc.set_threshold(max(before[0], YOUNG) if before[0] else 0, *before[1:])
+    young = max(before[0], YOUNG) if before[0] else 0
+    gc.set_threshold(young, before[1], max(before[2], OLD))
     try:
         yield
     finally:

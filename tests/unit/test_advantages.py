@@ -59,6 +59,20 @@ def test_reinforce_pp_by_hand() -> None:
     assert found == [[pytest.approx(0.5 / root, abs=1e-5)], [pytest.approx(-1.5 / root, abs=1e-5)]]
 
 
+def test_rewards_are_compared_with_those_of_the_same_name() -> None:
+    def of(name: str, reward: float) -> Trajectory:
+        return Trajectory([1, 2], [0, 1], [0.0, -1.0], [-1, 0], reward, name=name)
+
+    # Two games of a player against a judge: player 1 and 0, judge 5 and 7.
+    episode = Episode("0:0", 0, (of("player", 1), of("judge", 5), of("player", 0), of("judge", 7)))
+    assert algorithm(adv_norm="none").credit([episode]) == [[0.5, -1.0, -0.5, 1.0]]
+    assert algorithm(adv_norm="none", adv_baseline="leave_one_out").credit([episode]) == [
+        [1.0, -2.0, -1.0, 2.0]
+    ]
+    [divided] = algorithm().credit([episode])
+    assert divided == pytest.approx([1.0, -1.0, -1.0, 1.0], abs=1e-4)
+
+
 def test_samples_outside_the_loss_do_not_count_in_the_batch() -> None:
     assert whitened([[1.0, 100.0], [-1.0]], [[2, 0], [2]]) == [
         pytest.approx([1.0, 100.0], abs=1e-3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def _episode(*samples: tuple[float, bool]) -> Episode:
 
 def test_nothing_is_filtered_unless_asked() -> None:
     assert keep_of([])(_episode((0.0, True), (0.0, True)))
+
+
+def test_rewards_of_different_names_are_not_compared() -> None:
+    keep = keep_of(["equal_rewards"])
+    one, other = (
+        Trajectory([1, 2], [0, 1], [0.0, -1.0], [-1, 0], reward, name=name)
+        for name, reward in (("player", 1.0), ("judge", 0.5))
+    )
+    assert not keep(Episode("0:0", 0, (one, other, one, other)))
+    assert keep(Episode("0:0", 0, (one, other, replace(one, reward=0.0), other)))
 
 
 def test_equal_rewards_teach_nothing() -> None:
