@@ -40,9 +40,10 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
             f"tokenizer_path: {tokenizer.name_or_path or 'the tokenizer'} has no eos_token, the "
             "token that every completion learns to end with; name one in its tokenizer_config.json"
         )
-    _check_rows(rows, section)
-    prompts = _encode(tokenizer, list(_chats(rows["prompt"], tokenizer, section)))
-    answers = _encode(tokenizer, list(rows["completion"]))
+    asked, said = (rows[column][:] for column in ("prompt", "completion"))  # a row each is slow
+    _check_rows(asked, said, section)
+    prompts = _encode(tokenizer, list(_chats(asked, tokenizer, section)))
+    answers = _encode(tokenizer, said)
     samples = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         tokens = [*prompt, *answer, tokenizer.eos_token_id]
@@ -61,8 +62,8 @@ def to_samples(rows: Any, tokenizer: Any, max_length: int, section: str) -> list
     return samples
 
 
-def _check_rows(rows: Any, section: str) -> None:
-    for index, (prompt, answer) in enumerate(zip(rows["prompt"], rows["completion"], strict=True)):
+def _check_rows(prompts: Sequence[Any], answers: Sequence[Any], section: str) -> None:
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if not isinstance(prompt, str) and not _are_messages(prompt):
             raise ConfigError(
                 f"{section}: row {index}: prompt is {_shown(prompt)}; give text, or a list of chat "
