@@ -6,8 +6,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-YOUNG = 50_000
-"""Containers that may come into being before the youngest are searched; Python's own is 700."""
+YOUNG = 500_000
+"""Containers that may come into being before the youngest are searched; Python's own is 700. Each
+search looks at every number of the trajectories among them."""
 OLD = 100
 """Searches of the middle-aged before one of the whole heap, which takes a second or two where
 thousands of episodes are in flight; Python's own is 10."""

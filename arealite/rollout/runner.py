@@ -37,7 +37,7 @@ from arealite.types import Episode, Trajectory
 MOST_FILTERED = 20
 """So many batches' worth of episodes in a row may be filtered before the run ends."""
 STARTS = 8
-"""Episodes that start in one turn of the event loop, when places for thousands are free at once."""
+"""Episodes that start, or are let go, in one turn of the event loop where there are thousands."""
 
 Tell = Callable[..., None]
 """tell(episode, fate, error=None): how an episode ended, for people. A failed one is empty."""

@@ -24,7 +24,7 @@ from arealite.rollout.concurrency import Concurrency
 from arealite.rollout.evaluate import evaluate
 from arealite.rollout.failures import Failures
 from arealite.rollout.limits import Limits
-from arealite.rollout.runner import Runner
+from arealite.rollout.runner import STARTS, Runner
 from arealite.rollout.snapshot import Snapshot
 from arealite.rollout.survivorship import survivorship
 from arealite.rollout.watchdog import watched
@@ -94,6 +94,8 @@ class Session:
         self._failures = Failures()
         self._timed: dict[str, float] = {}
         self._batch, self._batch_version = list[Episode](), version
+        self._spent: list[Episode] = []
+        self._letting_go: asyncio.Task[None] | None = None
         self._dropped: list[tuple[int, Episode]] = []
         self._dropped_in_a_row = self._told = 0
         self._moved = 0.0
@@ -109,10 +111,11 @@ class Session:
 
     async def next_batch(self) -> list[Episode]:
         with self._timing("wait_batch"):
-            self._batch = await self._take()
+            batch = await self._take()
             self._dropped_in_a_row = 0
-        self._batch_version = self.buffer.version
-        return self._batch
+        self._spent += self._batch
+        self._batch, self._batch_version = batch, self.buffer.version
+        return list(batch)
 
     async def _take(self) -> list[Episode]:
         if self.buffer.is_complete():
@@ -130,7 +133,15 @@ class Session:
             if self.limits.adaptive:
                 self._adapting = asyncio.create_task(self._adapt(), name="concurrency")
         self._timed["weights/canary_max_diff"] = difference
+        self._letting_go = asyncio.create_task(self._let_go(), name="memory")
         return difference
+
+    async def _let_go(self) -> None:
+        """Of the batches before this one, a few episodes at a time: no thread runs while Python
+        frees the numbers of all at once, a tenth of a second for a million of them."""
+        while self._spent:
+            del self._spent[-STARTS:]
+            await asyncio.sleep(0)
 
     async def _update(self, update: WeightUpdate) -> float:
         if self.limits.in_order and self._running is not None:
