@@ -54,7 +54,7 @@ class MultiTurnWorkflow(RLVRWorkflow):
         self.solved, self.feedback = solved, feedback
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
-        first = ModelRequest(self.prompt_ids(data), self.gconfig.new(n_samples=1))
+        first = ModelRequest(self.prompt_ids(data), self.one)
         played = await asyncio.gather(
             *[self._play(engine, data, first) for _ in range(self.gconfig.n_samples)]
         )

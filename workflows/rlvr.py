@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from arealite.agents.chat import Chat
@@ -16,7 +15,6 @@ from arealite.types import (
     Completion,
     GenerationHyperparameters,
     ModelRequest,
-    ModelResponse,
     Trajectory,
 )
 
@@ -44,6 +42,7 @@ class RLVRWorkflow:
         self.reward_fn = reward_fn
         self.tokenizer = tokenizer
         self.gconfig = gconfig.new_with_stop_and_pad_token_ids(tokenizer)
+        self.one = self.gconfig.new(n_samples=1)
         self.prompt_key, self.answer_key = prompt_key, answer_key
         self.system, self.is_chat, self.chat = system, chat, Chat(tokenizer)
 
@@ -57,22 +56,22 @@ class RLVRWorkflow:
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
         text = self.prompt_text(data)
-        request = ModelRequest(
-            rid=uuid.uuid4().hex,
-            input_ids=self.chat.encode(text),
-            gconfig=self.gconfig.new(n_samples=1),
-        )
+        request = ModelRequest(self.chat.encode(text), self.one, uuid.uuid4().hex)
         n = self.gconfig.n_samples
         responses = await asyncio.gather(*[engine.agenerate(request) for _ in range(n)])
-        asked = Completion(
-            text="",
-            ground_truth=self.truth(data),
-            prompt=data[self.prompt_key],
-            prompt_text=text,
-            prompt_ids=request.input_ids,
-            row=data,
-        )
-        completions = [self._completion(asked, response) for response in responses]
+        truth, prompt = self.truth(data), data[self.prompt_key]
+        completions = [
+            Completion(
+                text=self.chat.decode(response.output_tokens),
+                ground_truth=truth,
+                prompt=prompt,
+                prompt_text=text,
+                prompt_ids=request.input_ids,
+                completion_ids=response.output_tokens,
+                row=data,
+            )
+            for response in responses
+        ]
         scores = await score_group(self.reward_fn, completions)
         # A sample without a score is left out, and so out of the others' baseline: no number is
         # right for it. A group of one has no baseline.
@@ -84,10 +83,6 @@ class RLVRWorkflow:
         if len(trajectories) < min(2, n):
             raise next(score for score in scores if isinstance(score, Unscorable))
         return trajectories
-
-    def _completion(self, asked: Completion, response: ModelResponse) -> Completion:
-        text = self.chat.decode(response.output_tokens)
-        return replace(asked, text=text, completion_ids=response.output_tokens)
 
     def prompt_ids(self, data: Mapping[str, Any]) -> list[int]:
         """The prompt as token ids."""
