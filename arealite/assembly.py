@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from arealite.commits import planned
 from arealite.config import Config, DatasetConfig
+from arealite.config.lengths import context_length
 from arealite.config.logprobs import untrainable
 from arealite.data.rows import load_rows
 from arealite.engines.client import DIALECTS, RemoteEngine
@@ -95,7 +96,11 @@ def _refusal(gconfig: GenerationHyperparameters, abilities: Abilities) -> str:
 
 def _workflow(run: Run, gconfig: GenerationHyperparameters, reward: Scoring | None) -> Workflow:
     rollout = run.config.rollout
-    offered: dict[str, Any] = {"gconfig": gconfig, "tokenizer": run.tokenizer}
+    offered: dict[str, Any] = {
+        "gconfig": gconfig,
+        "tokenizer": run.tokenizer,
+        "context_length": context_length(run.config),
+    }
     if reward is not None:
         offered["reward_fn"] = reward
     return load_workflow(rollout.workflow, offered, rollout.workflow_kwargs)

@@ -48,6 +48,18 @@ def load_filter(reference: str) -> Callable[[Episode], bool]:
     return cast(Callable[[Episode], bool], function)
 
 
+def load_agent(reference: str) -> Callable[..., Any]:
+    """What can be called with (data, base_url=..., api_key=...): a function, async or not, or the
+    `run` of a class that is made without arguments, as AReaL's agents are."""
+    function = load_object(reference)
+    if inspect.isclass(function):
+        agent = executed(function, reference, "built")
+        reference, function = f"{reference}.run", getattr(agent, "run", None)
+    rule = "an agent is called as run(data, base_url, api_key) and returns its reward"
+    _check_call(function, reference, ({},), rule, base_url="", api_key="")
+    return cast(Callable[..., Any], function)
+
+
 def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str, Any]) -> Workflow:
     """Builds the workflow class with those of the offered objects that its __init__ names.
 
@@ -67,6 +79,9 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
         _check_call(check, f"{reference}.check_row", (None, {}), "it is called with a row")
         if inspect.iscoroutinefunction(check):
             raise ConfigError(f"{reference}.check_row is async; write `def check_row(self, data)`")
+    close = getattr(cls, "aclose", None)
+    if close is not None and not inspect.iscoroutinefunction(close):
+        raise ConfigError(f"{reference}.aclose is not async; write `async def aclose(self)`")
     parameters = inspect.signature(cls).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in given:
@@ -88,7 +103,7 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
 
 
 def _check_call(
-    function: Callable[..., Any], reference: str, arguments: tuple[Any, ...], rule: str
+    function: Any, reference: str, arguments: tuple[Any, ...], rule: str, **named: Any
 ) -> None:
     if not callable(function):
         raise ConfigError(f"{reference} is a {type(function).__name__}, not a function; {rule}")
@@ -97,7 +112,7 @@ def _check_call(
     except ValueError:  # some functions written in C do not tell theirs
         return
     try:
-        signature.bind(*arguments)
+        signature.bind(*arguments, **named)
     except TypeError as error:
         raise ConfigError(f"{reference}{signature} does not fit: {error}; {rule}") from None
 

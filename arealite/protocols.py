@@ -71,6 +71,15 @@ class ChecksRows(Protocol):
         ...
 
 
+@runtime_checkable
+class Closes(Protocol):
+    """What a workflow may offer beside: an end, where it holds something open."""
+
+    async def aclose(self) -> None:
+        """Called once, on the event loop, when the run ends and no episode runs any more."""
+        ...
+
+
 class Reward(Protocol):
     """A reward file's function: the score, or named components that are summed.
 

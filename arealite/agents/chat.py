@@ -61,19 +61,30 @@ class Chat:
                 "tokenizer_path"
             ) from error
 
-    def behind(self, messages: Sequence[Message], last: Turn) -> tuple[str, list[int]] | None:
-        """What stands behind the last answer, as text and as ids; None where the template does not
+    def behind(
+        self,
+        messages: Sequence[Message],
+        last: Turn,
+        place: int | None = None,
+        whole: str | None = None,
+    ) -> tuple[str, list[int]] | None:
+        """What stands behind a turn's answer, as text and as ids; None where the template does not
         leave what is before it as it was.
 
         messages: the whole conversation, each answer's content as it was sampled. last: the turn
-        with that answer. An id that ended it, and that the template writes too, is not repeated.
+        with that answer. place: where among the messages it is; None: the last answer. whole: the
+        messages as text, where it is known. An id that ended the answer, and that the template
+        writes too, is not repeated.
         """
-        place = max(i for i, message in enumerate(messages) if message["role"] == ANSWER)
-        whole, marked = self.render(messages), list(messages)
+        if place is None:
+            place = max(i for i, message in enumerate(messages) if message["role"] == ANSWER)
+        whole, marked = self.render(messages) if whole is None else whole, list(messages)
+        if not whole.startswith(_forms(last.parts)):
+            return None
         mark = _mark(whole)
         marked[place] = {"role": ANSWER, "content": mark}
         _, found, text = self.render(marked).rpartition(mark)
-        if not found or not _is_kept(whole, [*last.parts, text]):
+        if not found or whole not in _forms([*last.parts, text]):
             return None
         ids = self.encode(text)
         is_written = ids and ids[0] == last.response.output_tokens[-1]
@@ -86,7 +97,7 @@ def _mark(text: str) -> str:
     return next(word for word in words if word not in text)
 
 
-def _is_kept(whole: str, parts: Sequence[str]) -> bool:
+def _forms(parts: Sequence[str]) -> tuple[str, str]:
     """White space at an answer's ends is no content, and templates often trim it."""
     trimmed = [part.strip() if i % 2 else part for i, part in enumerate(parts)]
-    return whole in ("".join(parts), "".join(trimmed))
+    return "".join(parts), "".join(trimmed)

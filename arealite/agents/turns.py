@@ -52,10 +52,11 @@ class Turn:
         reward: float | Mapping[str, float],
         text: str | None = None,
         known: Collection[Turn] = (),
+        name: str = "",
     ) -> Trajectory:
         """The line up to here with its reward; only sampled tokens are learned.
 
-        known: turns whose tokens are learned elsewhere, and context here.
+        known: turns whose tokens are learned elsewhere, and context here. name: Trajectory's.
         """
         tokens: list[int] = []
         mask: list[int] = []
@@ -79,6 +80,7 @@ class Turn:
             components=parts,
             truncated=self.response.stop_reason == "length",
             text=text,
+            name=name,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arealite.config import Config
+from arealite.config.lengths import context_length, longest_prompt
 from arealite.config.presets import describe
 from arealite.config.secrets import hide, hide_command
 from arealite.errors import ConfigError
@@ -115,17 +116,6 @@ def _warnings(
                 "new weights are published in this machine's memory; for servers on other machines "
                 "set rollout.weights_dir to a folder that they see, too"
             )
-
-
-def context_length(config: Config) -> int:
-    """The longest sequence that an engine may have to hold."""
-    one_turn = longest_prompt(config) + config.gconfig.max_new_tokens
-    return config.rollout.context_length or one_turn
-
-
-def longest_prompt(config: Config) -> int:
-    held_out = config.valid_dataset
-    return max(config.train_dataset.max_length, held_out.max_length if held_out.path else 0)
 
 
 def _check(config: Config, facts: Facts) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from arealite.crash import crash_point
 from arealite.errors import ArealiteError, EpisodeError, ErrorBudgetSpent
 from arealite.ledger import Ledger
-from arealite.protocols import ManagedEngine, Workflow
+from arealite.protocols import Closes, ManagedEngine, Workflow
 from arealite.rollout.buffer import Buffer
 from arealite.rollout.concurrency import Concurrency
 from arealite.rollout.evaluate import evaluate
@@ -88,6 +88,7 @@ class Session:
         self._runner = Runner(
             self.buffer, engine, workflow, iter(rows), keep, self._tell, limits, self.waits
         )
+        self._workflows = {id(one): one for one in (workflow, eval_workflow or workflow)}
         self._eval_workflow, self._eval_rows = eval_workflow or workflow, eval_rows
         self._status, self._transcripts = status, transcripts
         self._stall_report, self._more_counts = stall_report, more_counts
@@ -261,7 +262,12 @@ class Session:
 
     async def aclose(self) -> None:
         self.tell_counts()
-        await self.engine.aclose()
+        try:
+            for workflow in self._workflows.values():
+                if isinstance(workflow, Closes):
+                    await workflow.aclose()
+        finally:
+            await self.engine.aclose()
 
     async def _adapt(self) -> None:
         """As many episodes as the servers can use, found once a second."""

@@ -3,79 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from letters import Letters, Log, learned, response, text_of, user
 
 from arealite.agents.chat import Chat
 from arealite.agents.conversation import Conversation
 from arealite.agents.turns import Turn, leaves, prompt
-from arealite.engines.scripted import Sample, ScriptedEngine
+from arealite.engines.scripted import Sample
 from arealite.errors import WorkflowError
 from arealite.types import (
     NOT_SAMPLED,
     GenerationHyperparameters,
-    ModelRequest,
-    ModelResponse,
     Probe,
-    Trajectory,
     WeightUpdate,
 )
-
-END = ord("$")
-
-
-class Letters:
-    """One token per character; $ ends an answer, and is special. The template is as told:
-
-    plain: all as it is. trimmed: without white space around contents. forgetful: of old answers
-    only what follows their thinking, as Qwen3 does. marked: answers that say so are written
-    otherwise than a mark in their place.
-    """
-
-    eos_token_id, pad_token_id, chat_template = END, 0, "told"
-
-    def __init__(self, kind: str = "plain") -> None:
-        self.kind = kind
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        assert not add_special_tokens
-        return [ord(c) for c in text]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        return "".join(map(chr, ids)).replace("$", "" if skip_special_tokens else "$")
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
-        asked = max(i for i, m in enumerate(messages) if m["role"] == "user")
-        text = ""
-        for i, message in enumerate(messages):
-            content = message["content"]
-            if message["role"] == "refused":
-                raise RuntimeError("no such role\nat line 3")
-            if self.kind == "trimmed":
-                content = content.strip()
-            if message["role"] == "assistant":
-                if self.kind == "forgetful" and i < asked:
-                    content = content.rpartition("/")[2]
-                if self.kind == "marked" and "!" in content:
-                    content += "[!]"
-            text += f"<{message['role'][0]}>{content}$\n"
-        return text + "<a>"
-
-
-def response(
-    asked: Sequence[int], said: str, version: int = 0, stop: Any = "stop"
-) -> ModelResponse:
-    tokens = [ord(c) for c in said]
-    numbers = [-0.5 - i for i in range(len(tokens))]
-    return ModelResponse(list(asked), tokens, numbers, [version] * len(tokens), stop)
-
-
-def user(text: str) -> Mapping[str, str]:
-    return {"role": "user", "content": text}
 
 
 def talk(kind: str, *said: str) -> Conversation:
@@ -86,15 +31,6 @@ def talk(kind: str, *said: str) -> Conversation:
             conversation.tell(user("next"))
         conversation.answered(response(conversation.prompt, text, turn))
     return conversation
-
-
-def text_of(trajectory: Trajectory) -> str:
-    return "".join(map(chr, trajectory.tokens))
-
-
-def learned(trajectory: Trajectory) -> str:
-    pairs = zip(trajectory.tokens, trajectory.loss_mask, strict=True)
-    return "".join(chr(token) for token, mask in pairs if mask)
 
 
 def test_turns_become_one_stream_in_which_answers_alone_are_learned() -> None:
@@ -177,19 +113,6 @@ def test_shared_turns_are_learned_once() -> None:
     assert made.loss_mask == [0, 0, 0, 0, 1]
     assert made.versions == [NOT_SAMPLED] * 4 + [0]
     assert made.logprobs == [0.0] * 4 + [-0.5]
-
-
-class Log(ScriptedEngine):
-    """The server's own record of what it was asked and what it sampled."""
-
-    def __init__(self, script: Any) -> None:
-        super().__init__(script, vocabulary=127, seed=1)
-        self.log: list[tuple[list[int], ModelResponse]] = []
-
-    async def agenerate(self, request: ModelRequest) -> ModelResponse:
-        answer = await super().agenerate(request)
-        self.log.append((list(request.input_ids), answer))
-        return answer
 
 
 turns = st.lists(

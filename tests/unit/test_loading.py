@@ -232,6 +232,11 @@ def test_a_check_of_rows_that_could_not_be_asked_is_told(
     assert f":Task.check_row{says}" in sentence
 
 
+def test_an_end_that_could_not_be_awaited_is_told(tmp_path: Path) -> None:
+    sentence = workflow_mistake(tmp_path, f"{GOOD}\n    def aclose(self): ...\n")
+    assert sentence.endswith(":Task.aclose is not async; write `async def aclose(self)`")
+
+
 def test_an_unknown_workflow_argument_is_shown_the_known_ones(tmp_path: Path) -> None:
     sentence = workflow_mistake(tmp_path, GOOD, turn=5)
     assert sentence.startswith("rollout.workflow_kwargs.turn: ")
