@@ -15,6 +15,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 def load_example(name: str) -> ModuleType:
     """`gsm8k/gsm8k` -> the module; its folder's files may import each other."""
     path = EXAMPLES / f"{name}.py"
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec
     assert spec.loader

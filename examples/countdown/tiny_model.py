@@ -66,6 +66,12 @@ MORE = (
     "it. The assistant first thinks about the reasoning process in the mind and then provides the "
     "user with the answer.\nUser: ",
     "\nAssistant: ",
+    # tools and feedback, see demonstrations.py
+    "<calculator>",
+    "</calculator>",
+    "<output>",
+    "</output>",
+    "Your answer is not right. Look at it again, and give another one.",
 )
 """After the numbers."""
 CHAT_TEMPLATE = (

@@ -9,6 +9,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,10 @@ from hypothesis import strategies as st
 
 from arealite.config import load
 from arealite.engines.scripted import ScriptedEngine
+from arealite.loading import load_workflow
 from arealite.types import GenerationHyperparameters
+from workflows.multi_turn import FEEDBACK
+from workflows.tools import calculator
 
 EXAMPLE = EXAMPLES / "countdown"
 
@@ -30,6 +34,7 @@ def _load(name: str) -> ModuleType:
 
 
 countdown = _load("countdown")
+games, demonstrations = import_module("game"), import_module("demonstrations")
 reward_score = _load("reward_score")
 score = reward_score.compute_score
 
@@ -132,8 +137,8 @@ def _solvable(numbers: tuple[int, ...], target: int) -> bool:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_problem_is_solvable_and_new(seed: int) -> None:
-    game = countdown.Game(sizes=(2, 3, 4), weights=(1, 4, 1))
-    found = countdown.problems(game, 150, random.Random(seed))
+    game = games.Game(sizes=(2, 3, 4), weights=(1, 4, 1))
+    found = games.problems(game, 150, random.Random(seed))
     assert len({problem.key for problem in found}) == 150
     for problem in found:
         assert 1 <= problem.target <= game.max_target
@@ -216,10 +221,12 @@ def _is_true(step: str) -> bool:
 
 
 def test_demonstrations_calculate_truly_but_are_often_wrong() -> None:
-    rng, game = random.Random(3), countdown.Game()
+    rng, game = random.Random(3), games.Game()
     scores = []
-    for problem in countdown.problems(game, 300, rng):
-        text = countdown.demonstration(problem, rng, countdown.Demonstrator(), game.largest)
+    for problem in games.problems(game, 300, rng):
+        text = demonstrations.demonstration(
+            problem, rng, demonstrations.Demonstrator(), game.largest
+        )
         for step in re.findall(r"\d+ [-+*/] \d+ = \d+", text):
             assert _is_true(step)
         scores.append(score(text, problem.row()["answer"]))
@@ -228,10 +235,10 @@ def test_demonstrations_calculate_truly_but_are_often_wrong() -> None:
 
 
 def test_a_patient_solver_is_nearly_always_right() -> None:
-    rng, game = random.Random(4), countdown.Game(sizes=(3,), weights=(1.0,))
-    patient = countdown.Demonstrator(misread=0.0, insight=0.1, give_up=0.0, max_lines=99)
-    found = countdown.problems(game, 200, rng)
-    texts = [countdown.demonstration(problem, rng, patient, game.largest) for problem in found]
+    rng, game = random.Random(4), games.Game(sizes=(3,), weights=(1.0,))
+    patient = demonstrations.Demonstrator(misread=0.0, insight=0.1, give_up=0.0, max_lines=99)
+    found = games.problems(game, 200, rng)
+    texts = [demonstrations.demonstration(problem, rng, patient, game.largest) for problem in found]
     right = [score(text, p.row()["answer"]) == 1.0 for text, p in zip(texts, found, strict=True)]
     assert sum(right) / len(right) > 0.97
 
@@ -250,18 +257,18 @@ def test_the_options_reach_the_demonstrator(
 
 def test_a_line_steps_back_from_the_target_and_joins_the_last_two() -> None:
     rng = random.Random(0)
-    seer = countdown.Demonstrator()
-    problem = countdown.Problem((9, 4, 7), 20)
-    lines = {countdown.line_of_work(problem, rng, seer, 63) for _ in range(200)}
+    seer = demonstrations.Demonstrator()
+    problem = games.Problem((9, 4, 7), 20)
+    lines = {demonstrations.line_of_work(problem, rng, seer, 63) for _ in range(200)}
     assert ("20 - 7 = 13, 9 + 4 = 13", "(9 + 4) + 7", True) in lines
     assert all(right for _, _, right in lines), "insight sees what comes out"
     assert ("7 - 2 = 5", "7 - 2", True) in {
-        countdown.line_of_work(countdown.Problem((2, 7), 5), rng, seer, 63) for _ in range(20)
+        demonstrations.line_of_work(games.Problem((2, 7), 5), rng, seer, 63) for _ in range(20)
     }
 
 
 def test_a_step_back_leaves_what_the_others_must_give() -> None:
-    found = {undo.step: (undo.wanted, undo.frame) for undo in countdown.undos(6, 12, 99)}
+    found = {undo.step: (undo.wanted, undo.frame) for undo in demonstrations.undos(6, 12, 99)}
     assert found == {
         "6 + 12 = 18": (18, "{} - 12"),
         "12 - 6 = 6": (6, "12 - {}"),
@@ -279,6 +286,40 @@ def test_a_base_models_demonstrations_go_on_where_its_prompt_ends(tmp_path: Path
         assert not row["completion"].startswith("<think>")
         assert row["completion"].count("</think>") == 1
         assert score(row["completion"], {"target": 0, "numbers": [1]}) == 0.1
+
+
+def test_a_calculators_demonstrations_have_its_own_results() -> None:
+    rng, game = random.Random(6), games.Game()
+    solver = demonstrations.Demonstrator(form="calculator", insight=0.3, give_up=0.3)
+    calls = 0
+    for problem in games.problems(game, 100, rng):
+        text = demonstrations.demonstration(problem, rng, solver, game.largest)
+        for asked, said in re.findall(
+            r"<calculator>(.*?)</calculator><output>(.*?)</output>", text
+        ):
+            calls += 1
+            assert said == asyncio.run(calculator(asked))
+        assert " = " not in text
+        assert "<calculator>" not in text.partition("</think>")[2]
+    assert calls > 250
+
+
+def test_a_second_answer_follows_feedback_to_a_wrong_one(tmp_path: Path) -> None:
+    arguments = ["--train", "50", "--test", "2", "--demos", "200", "--retries", "0.5"]
+    assert countdown.main(["--out", str(tmp_path), *arguments]) == 0
+    truth = {row["query"]: row["answer"] for row in rows_of(tmp_path / "train_e.jsonl")}
+    lengths = Counter()
+    for row in rows_of(tmp_path / "demos.jsonl"):
+        asked, *more = row["prompt"]
+        assert asked["role"] == "user"
+        lengths[len(more)] += 1
+        if more:
+            answer, told = more
+            assert (answer["role"], told) == ("assistant", {"role": "user", "content": FEEDBACK})
+            assert score(answer["content"], truth[asked["content"]]) == 0.1, "it was wrong"
+            assert answer["content"] != row["completion"]
+    assert set(lengths) == {0, 2}
+    assert 30 < lengths[2] < 120
 
 
 # --- the script
@@ -337,7 +378,7 @@ def test_rloo_has_the_known_runs_numbers() -> None:
     assert (config.actor.algorithm, config.actor.optimizer.lr) == ("rloo", 3e-6)
     assert (config.gconfig.n_samples, config.gconfig.temperature) == (8, 0.1)
     assert (config.gconfig.max_new_tokens, config.train_dataset.batch_size) == (250, 2)
-    assert (config.saver.freq_steps, countdown.PROMPTS["long"]) == (250, countdown.LONG_PROMPT)
+    assert (config.saver.freq_steps, games.PROMPTS["long"]) == (250, games.LONG_PROMPT)
     small = load(EXAMPLE / "rloo_cpu.yaml")
     assert (small.actor.algorithm, small.gconfig.n_samples) == ("rloo", 8)
 
@@ -353,6 +394,19 @@ def test_r1_zero_has_the_known_runs_numbers() -> None:
     for name in ("r1_zero", "r1_zero_cpu"):
         evaluator = load(EXAMPLE / f"{name}.yaml").evaluator
         assert (evaluator.freq_steps, evaluator.greedy) == (8, True)
+
+
+@pytest.mark.parametrize("name", ["calculator", "multi_turn"])
+def test_recipes_with_workflows_of_their_own_are_the_demo_otherwise(name: str) -> None:
+    config, demo = load(EXAMPLE / f"{name}_cpu.yaml"), load(EXAMPLE / "cpu.yaml")
+    assert config.actor.optimizer == demo.actor.optimizer
+    _, same = demo.prepare[0].run.split("data/countdown/tiny")
+    assert same.strip() in config.prepare[0].run, "the same problems"
+    assert load_workflow(
+        config.rollout.workflow,
+        {"gconfig": config.gconfig, "tokenizer": Speller([]), "reward_fn": None},
+        config.rollout.workflow_kwargs,
+    )
 
 
 # --- tiny model
@@ -417,9 +471,11 @@ def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rng, game = random.Random(5), countdown.Game()
-    for problem in countdown.problems(game, 100, rng):
-        completion = countdown.demonstration(problem, rng, countdown.Demonstrator(), game.largest)
+    rng, game = random.Random(5), games.Game()
+    for problem in games.problems(game, 100, rng):
+        completion = demonstrations.demonstration(
+            problem, rng, demonstrations.Demonstrator(), game.largest
+        )
         query = problem.query()
         framed = tokenizer.apply_chat_template(
             [{"role": "user", "content": query}], add_generation_prompt=True, tokenize=False
@@ -431,6 +487,7 @@ def test_task_texts_are_short_and_come_back_unchanged(folder: Path) -> None:
         assert len(prompt_ids) <= 18
         assert tokenizer.decode(tokenizer.encode(query)) == query
         assert len(tokenizer.encode(problem.query("r1"))) <= 20
+        assert len(tokenizer.encode(f"<calculator></calculator><output></output>{FEEDBACK}")) == 5
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
