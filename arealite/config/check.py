@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from arealite.config.learning import Broken, learning_rules, lora
@@ -56,54 +57,57 @@ def _finite(section: Any, prefix: str = "") -> Iterator[Broken]:
             yield key, f"it is {value}, it must be a finite number"
 
 
+_POSITIVE = (
+    "train_dataset.batch_size",
+    "train_dataset.max_length",
+    "total_train_epochs",
+    "total_train_steps",
+    "actor.mb_spec.max_tokens_per_mb",
+    "actor.ppo_n_minibatches",
+    "actor.ppo_epochs",
+    "critic.ppo_n_minibatches",
+    "critic.ppo_epochs",
+    "critic.eps_clip_value",
+    "actor.threads",
+    "actor.behave_imp_weight_cap",
+    "actor.eps_clip_higher",
+    "actor.reward_clip",
+    "actor.lora.alpha",
+    "actor.kl_target",
+    "actor.kl_horizon",
+    "actor.overlong_penalty_factor",
+    "actor.sapo_tau_pos",
+    "actor.sapo_tau_neg",
+    "rollout.threads",
+    "rollout.n_servers",
+    "rollout.tensor_parallel_size",
+    "rollout.max_running_requests",
+    "rollout.context_length",
+    "rollout.max_concurrent_rollouts",
+    "rollout.episode_timeout_s",
+    "rollout.request_timeout_s",
+    "rollout.server_timeout_s",
+    "rollout.setup_timeout_s",
+    "rollout.stall_timeout_s",
+    "reward.workers",
+    "reward.timeout_s",
+    "reward.memory_mb",
+    "evaluator.freq_steps",
+    "evaluator.n_samples",
+    "evaluator.temperature",
+    "saver.freq_steps",
+    "recover.freq_steps",
+    "recover.freq_secs",
+    "recover.keep",
+    "recover.timeout_s",
+    "train_dataset.max_rows",
+    "valid_dataset.max_rows",
+)
+
+
 def _numbers(config: Config) -> Iterator[Broken]:
-    positive = {
-        "train_dataset.batch_size": config.train_dataset.batch_size,
-        "train_dataset.max_length": config.train_dataset.max_length,
-        "total_train_epochs": config.total_train_epochs,
-        "total_train_steps": config.total_train_steps,
-        "actor.mb_spec.max_tokens_per_mb": config.actor.mb_spec.max_tokens_per_mb,
-        "actor.ppo_n_minibatches": config.actor.ppo_n_minibatches,
-        "actor.ppo_epochs": config.actor.ppo_epochs,
-        "critic.ppo_n_minibatches": config.critic.ppo_n_minibatches,
-        "critic.ppo_epochs": config.critic.ppo_epochs,
-        "critic.eps_clip_value": config.critic.eps_clip_value,
-        "actor.threads": config.actor.threads,
-        "actor.behave_imp_weight_cap": config.actor.behave_imp_weight_cap,
-        "actor.eps_clip_higher": config.actor.eps_clip_higher,
-        "actor.reward_clip": config.actor.reward_clip,
-        "actor.lora.alpha": config.actor.lora.alpha,
-        "actor.kl_target": config.actor.kl_target,
-        "actor.kl_horizon": config.actor.kl_horizon,
-        "actor.overlong_penalty_factor": config.actor.overlong_penalty_factor,
-        "actor.sapo_tau_pos": config.actor.sapo_tau_pos,
-        "actor.sapo_tau_neg": config.actor.sapo_tau_neg,
-        "rollout.threads": config.rollout.threads,
-        "rollout.n_servers": config.rollout.n_servers,
-        "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
-        "rollout.max_running_requests": config.rollout.max_running_requests,
-        "rollout.context_length": config.rollout.context_length,
-        "rollout.max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
-        "rollout.episode_timeout_s": config.rollout.episode_timeout_s,
-        "rollout.request_timeout_s": config.rollout.request_timeout_s,
-        "rollout.server_timeout_s": config.rollout.server_timeout_s,
-        "rollout.setup_timeout_s": config.rollout.setup_timeout_s,
-        "rollout.stall_timeout_s": config.rollout.stall_timeout_s,
-        "reward.workers": config.reward.workers,
-        "reward.timeout_s": config.reward.timeout_s,
-        "reward.memory_mb": config.reward.memory_mb,
-        "evaluator.freq_steps": config.evaluator.freq_steps,
-        "evaluator.n_samples": config.evaluator.n_samples,
-        "evaluator.temperature": config.evaluator.temperature,
-        "saver.freq_steps": config.saver.freq_steps,
-        "recover.freq_steps": config.recover.freq_steps,
-        "recover.freq_secs": config.recover.freq_secs,
-        "recover.keep": config.recover.keep,
-        "recover.timeout_s": config.recover.timeout_s,
-        "train_dataset.max_rows": config.train_dataset.max_rows,
-        "valid_dataset.max_rows": config.valid_dataset.max_rows,
-    }
-    for key, value in positive.items():
+    for key in _POSITIVE:
+        value = attrgetter(key)(config)
         if value is not None and value <= 0:
             yield key, f"it is {value}, it must be above 0"
 

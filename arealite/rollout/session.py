@@ -92,18 +92,15 @@ class Session:
         self._eval_workflow, self._eval_rows = eval_workflow or workflow, eval_rows
         self._status, self._transcripts = status, transcripts
         self._stall_report, self._more_counts = stall_report, more_counts
-        self._failures = Failures()
-        self._timed: dict[str, float] = {}
+        self._failures, self._timed = Failures(), dict[str, float]()
         self._batch, self._batch_version = list[Episode](), version
         self._spent: list[Episode] = []
-        self._letting_go: asyncio.Task[None] | None = None
         self._dropped: list[tuple[int, Episode]] = []
         self._dropped_in_a_row = self._told = 0
-        self._moved = 0.0
         self._waits_seen_at, self._overlong = time.monotonic(), set[tuple[str, str]]()
-        self._stats_tokens = self._stats_at = 0.0
+        self._stats_tokens = self._stats_at = self._moved = 0.0
         self._running: asyncio.Task[None] | None = None
-        self._adapting: asyncio.Task[None] | None = None
+        self._background = set[asyncio.Task[None]]()  # the loop itself keeps only weak references
         self._evaluations: set[asyncio.Task[Any]] = set()
 
     async def wait_ready(self) -> None:
@@ -132,9 +129,11 @@ class Session:
         if self._running is None:
             self._running = asyncio.create_task(self._runner.run(), name="runner")
             if self.limits.adaptive:
-                self._adapting = asyncio.create_task(self._adapt(), name="concurrency")
+                self._background.add(asyncio.create_task(self._adapt(), name="concurrency"))
         self._timed["weights/canary_max_diff"] = difference
-        self._letting_go = asyncio.create_task(self._let_go(), name="memory")
+        letting_go = asyncio.create_task(self._let_go(), name="memory")
+        self._background.add(letting_go)
+        letting_go.add_done_callback(self._background.discard)
         return difference
 
     async def _let_go(self) -> None:
