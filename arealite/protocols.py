@@ -80,6 +80,26 @@ class Closes(Protocol):
         ...
 
 
+class Environment(Protocol):
+    """A world for one conversation: made anew for each, by its class. See workflows.environment.
+
+    Messages are those of OpenAI's chat format; a text alone is a user's message. What it raises
+    costs the episode. It may offer `async def aclose(self)`, which ends the conversation, however
+    that ended.
+    """
+
+    async def reset(self, data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | str:
+        """How the conversation about this row begins."""
+        ...
+
+    async def step(
+        self, text: str
+    ) -> tuple[Sequence[Mapping[str, Any]] | str, float | Mapping[str, float], bool]:
+        """To the policy's answer: what it is told next, what the answer is worth, by itself or by
+        named parts, and whether the conversation is over (then nothing is told)."""
+        ...
+
+
 class Reward(Protocol):
     """A reward file's function: the score, or named components that are summed.
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from arealite.agents.turns import Turn, prompt
+from arealite.agents.turns import Turn, fitted, prompt
 from arealite.engines.stops import first_end, found_in
 from arealite.errors import Unscorable
 from arealite.rewards.scorer import Scoring, score_group
@@ -105,10 +105,10 @@ class ToolUseWorkflow(RLVRWorkflow):
             text = OUTPUT.format(await self._output(*call))
             given = self.chat.encode(text)
             asked = prompt(last, given)
-            room = min(longest - len(asked), self.one.max_new_tokens)
-            if room < 1:  # as an answer that was cut off
+            gconfig = fitted(self.one.new(min_new_tokens=0), len(asked), longest)
+            if gconfig is None:  # as an answer that was cut off
                 return replace(last, response=replace(response, stop_reason="length"))
-            request = ModelRequest(asked, self.one.new(max_new_tokens=room, min_new_tokens=0))
+            request = ModelRequest(asked, gconfig)
         assert last is not None
         return last
 

@@ -11,7 +11,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from arealite.errors import WorkflowError
-from arealite.types import NOT_SAMPLED, ModelResponse, Trajectory
+from arealite.types import (
+    NOT_SAMPLED,
+    GenerationHyperparameters,
+    ModelResponse,
+    Trajectory,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +96,20 @@ def prompt(before: Turn | None, given: Sequence[int]) -> list[int]:
         t for turn in turns for part in (turn.given, turn.response.output_tokens) for t in part
     ]
     return [*tokens, *given]
+
+
+def fitted(
+    gconfig: GenerationHyperparameters, taken: int, most: int | None
+) -> GenerationHyperparameters | None:
+    """For an answer behind so many tokens, where all may have `most` (None: no limit).
+
+    None where no token fits any more.
+    """
+    room = gconfig.max_new_tokens if most is None else min(most - taken, gconfig.max_new_tokens)
+    if room == gconfig.max_new_tokens:
+        return gconfig
+    least = min(gconfig.min_new_tokens, room)
+    return gconfig.new(max_new_tokens=room, min_new_tokens=least) if room > 0 else None
 
 
 def leaves(turns: Iterable[Turn]) -> list[Turn]:
