@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from arealite.agents.conversation import Conversation
+from arealite.agents.turns import fitted
 from arealite.errors import Unscorable
 from arealite.rewards.scorer import Scoring, score_group
 from arealite.types import (
@@ -39,6 +40,7 @@ class MultiTurnWorkflow(RLVRWorkflow):
         turn_discount: float = 0.9,
         solved: float = 1.0,
         feedback: str = FEEDBACK,
+        context_length: int | None = None,
         prompt_key: str = "query",
         answer_key: str | None = "answer",
         system: str | None = None,
@@ -52,6 +54,7 @@ class MultiTurnWorkflow(RLVRWorkflow):
         super().__init__(reward_fn, gconfig, tokenizer, prompt_key, answer_key, system, chat)
         self.max_turns, self.turn_discount = max_turns, turn_discount
         self.solved, self.feedback = solved, feedback
+        self.context_length = context_length
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
         first = ModelRequest(self.prompt_ids(data), self.one)
@@ -80,7 +83,10 @@ class MultiTurnWorkflow(RLVRWorkflow):
                 break
             if turn + 1 < self.max_turns:
                 talk.tell({"role": "user", "content": self.feedback})
-                request = talk.request(request.gconfig)
+                gconfig = fitted(self.one, len(talk.prompt), self.context_length)
+                if gconfig is None:
+                    break
+                request = talk.request(gconfig)
         parts = score if isinstance(score, Mapping) else {"score": score}
         share = self.turn_discount**turn
         return talk.trajectories({name: share * part for name, part in parts.items()})

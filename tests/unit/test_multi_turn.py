@@ -67,6 +67,15 @@ def test_an_answer_that_was_cut_off_ends_it() -> None:
     assert [(learned(t), t.truncated) for t in made] == [("3", True), ("3$4$", False)]
 
 
+def test_a_conversation_ends_where_there_is_no_room_for_another_answer() -> None:
+    first, behind = len("<u>2+2?$\n<a>3$"), len("\n<u>no$\n<a>")
+    engine = Says(["3", "4"])
+    play(engine, context_length=first + behind + 5)
+    assert [r.gconfig.max_new_tokens for r in engine.seen] == [9, 5]
+    [made] = play(Says(["3", "4"]), context_length=first + behind)
+    assert learned(made) == "3$"
+
+
 def test_components_are_discounted_by_name() -> None:
     async def parts(solution: str, truth: Any) -> dict[str, float]:
         return {"right": float(solution == truth), "form": 0.5 * (solution == truth)}
