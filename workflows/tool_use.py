@@ -20,7 +20,7 @@ from arealite.types import (
     Trajectory,
 )
 from workflows.rlvr import RLVRWorkflow
-from workflows.tools import Tools
+from workflows.tools import ToolLimits, Tools
 
 OUTPUT = "<output>{}</output>"
 
@@ -29,12 +29,12 @@ class ToolUseWorkflow(RLVRWorkflow):
     """As RLVRWorkflow; where the model writes `<calculator>3 * 4</calculator>`, the tool of this
     name runs, `<output>12</output>` is put behind it, and the model goes on.
 
-    tools: which there are, see workflows.tools. What a tool says is context and is not learned; the
-    answer that is scored is the whole text, outputs and all. A call after the first max_calls ends
-    the answer, and so does one whose output has no room: an answer has gconfig.max_new_tokens
-    tokens, outputs counted. With rollout.context_length that is the limit of prompt and answer, and
-    gconfig.max_new_tokens that of each part between two outputs. most_output: characters of an
-    output; the rest is cut off.
+    tools, tool_limits: which there are, and what one call may take, see workflows.tools. What a
+    tool says is context and is not learned; the answer that is scored is the whole text, outputs
+    and all. A call after the first max_calls ends the answer, and so does one whose output has no
+    room: an answer has gconfig.max_new_tokens tokens, outputs counted. With rollout.context_length
+    that is the limit of prompt and answer, and gconfig.max_new_tokens that of each part between two
+    outputs. most_output: characters of an output; the rest is cut off.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class ToolUseWorkflow(RLVRWorkflow):
         tools: Sequence[str] | Mapping[str, str] = ("calculator",),
         max_calls: int = 8,
         most_output: int = 1000,
-        tool_timeout_s: float = 5.0,
+        tool_limits: Mapping[str, Any] | None = None,
         context_length: int | None = None,
         prompt_key: str = "query",
         answer_key: str | None = "answer",
         system: str | None = None,
         chat: bool = True,
     ) -> None:
-        if max_calls < 0 or most_output < 1 or tool_timeout_s <= 0:
+        if max_calls < 0 or most_output < 1:
             raise ValueError(
-                f"max_calls is {max_calls}, most_output {most_output} and tool_timeout_s "
-                f"{tool_timeout_s:g}; they must be at least 0, at least 1, and above 0"
+                f"max_calls is {max_calls} and most_output {most_output}; they must be at least 0 "
+                "and at least 1"
             )
-        self.tools = Tools(tools, tool_timeout_s)
+        self.tools = Tools(tools, ToolLimits(**(tool_limits or {})))
         self.closing = {f"</{name}>": name for name in self.tools.names}
         gconfig = gconfig.new(stop=(*gconfig.stop, *self.closing))
         super().__init__(reward_fn, gconfig, tokenizer, prompt_key, answer_key, system, chat)
@@ -140,7 +140,7 @@ class ToolUseWorkflow(RLVRWorkflow):
         _, opening, body = text.rpartition(f"<{name}>")
         if not opening:
             return f"error: </{name}> without <{name}>"
-        said = await self.tools.run(name, body)
+        said = (await self.tools.run(name, body)).encode(errors="replace").decode()
         return said if len(said) <= self.most_output else f"{said[: self.most_output]}..."
 
     def _spelt(self, tokens: Sequence[int]) -> str:

@@ -38,8 +38,13 @@ def environment(isolation: Isolation) -> dict[str, str]:
     return {**kept, **threads}
 
 
-def confine(isolation: Isolation, scratch: str, timeout_s: float) -> Mapping[str, bool]:
-    """Shuts this process in, for good. Returns what was asked of the kernel: whether it did it."""
+def confine(
+    isolation: Isolation, scratch: str, timeout_s: float, reads_path: bool = True
+) -> Mapping[str, bool]:
+    """Shuts this process in, for good. Returns what was asked of the kernel: whether it did it.
+
+    reads_path: the folders of sys.path, one of which may hold the run's own data, are readable.
+    """
     if isolation == "off":
         return {}
     os.chdir(scratch)
@@ -50,7 +55,8 @@ def confine(isolation: Isolation, scratch: str, timeout_s: float) -> Mapping[str
         limit(resource.RLIMIT_NOFILE, _MOST_FILES)
         limit(resource.RLIMIT_CPU, int(timeout_s) + 2)
         _silence()
-        readable = [*sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, *_SYSTEM]
+        path = sys.path if reads_path else ()
+        readable = [*path, sys.prefix, sys.base_prefix, sys.exec_prefix, *_SYSTEM]
         reached["files outside its scratch folder"] = restrict_files(
             [path for path in readable if path], [scratch, *_DEVICES]
         )

@@ -29,6 +29,10 @@ from arealite.types import Completion
 MOST_RESTARTS = 10
 
 
+class _Lost(Unscorable):
+    """The worker ended because the process that makes them did: nothing of its own doing."""
+
+
 class Pool:
     """`await pool(solution_str, ground_truth)`, as Scorer: the score, or named components.
 
@@ -91,6 +95,25 @@ class Pool:
         except Unscorable as error:
             return [error] * len(completions)
 
+    async def text(self, text: str, index: int = 0) -> str | Unscorable:
+        """What a tool says (limits.are_tools), or why it says nothing.
+
+        Raises Unscorable where its processes were ended from outside.
+        """
+        line = _encoded(index, ([text], {}), self._calls[index][0])
+        if self._loop is None:
+            self._open()
+        try:
+            answer = await self._answer(index, line)
+        except _Lost:
+            raise
+        except Unscorable as error:
+            return error
+        if "text" in answer:
+            return str(answer["text"])
+        reason = "memory" if answer.get("reason") == "memory" else "raised"
+        return Unscorable(str(answer.get("error")), reason)
+
     def close(self) -> None:
         """No process is left. A loop that still turns in another thread keeps its sockets."""
         if self._loop is not None and (_is_here(self._loop) or not self._loop.is_running()):
@@ -119,7 +142,8 @@ class Pool:
         if answer is None:
             status = await self._replace(seat)
             after = time.monotonic() - started
-            raise Unscorable(
+            is_lost = seat.generation != self._restarts
+            raise (_Lost if is_lost else Unscorable)(
                 f"{name} ended its worker process after {after:.1f} s: {ending(status)}",
                 "killed",
             )
@@ -256,8 +280,8 @@ def _decoded(said: bytes | None) -> dict[str, Any] | None:
         return None
     if not isinstance(answer, dict) or "is_spent" not in answer:
         return None
-    is_list = isinstance(answer.get("scores"), list)
-    return answer if is_list or {"error", "reason", "tail"} <= set(answer) else None
+    is_said = isinstance(answer.get("scores"), list) or isinstance(answer.get("text"), str)
+    return answer if is_said or {"error", "reason", "tail"} <= set(answer) else None
 
 
 def _outcomes(answer: dict[str, Any], n: int, name: str) -> list[Outcome]:

@@ -21,7 +21,8 @@ from arealite.errors import ConfigError, WorkflowError
 from arealite.loading import executed, load_object
 from arealite.types import Completion
 
-Form = Literal["own", "areal", "trl"]
+Form = Literal["own", "areal", "trl", "tool"]
+"""tool: no reward at all, but text -> text, which a model calls; see load_tool."""
 Arguments = tuple[list[Any], dict[str, Any]]
 
 ACCEPTED = (
@@ -162,6 +163,21 @@ def load_reward(
         _check_kwargs(found, kwargs, label)
         found = partial(found, **kwargs)
     return LoadedReward(found, signature_of(found, label))
+
+
+def load_tool(function: RewardFunctionConfig) -> LoadedReward:
+    """Loads a function that is called with a text and returns one. Raises ConfigError."""
+    found = load_object(function.path)
+    rule = "a tool is a function that is called with a text and returns one"
+    if not callable(found):
+        raise ConfigError(f"{function.path} is a {type(found).__name__}, not a function; {rule}")
+    try:
+        inspect.signature(found).bind("")
+    except TypeError as error:
+        raise ConfigError(f"{function.path} does not fit: {error}; {rule}") from None
+    call = getattr(found, "__call__", None)  # noqa: B004 - an object may be a tool, too
+    is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
+    return LoadedReward(found, Signature("tool", is_async))
 
 
 def signature_of(function: Any, label: str) -> Signature:

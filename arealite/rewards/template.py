@@ -31,6 +31,10 @@ class Limits:
     memory_mb: int = 1024
     isolation: Isolation = "standard"
     load_timeout_s: float = 300.0
+    are_tools: bool = False
+    """Whether the functions are tools, text -> text."""
+    reads_path: bool = True
+    """Whether strict leaves the folders of sys.path readable, where the functions' files lie."""
 
 
 class Template:

@@ -28,18 +28,21 @@ import socket
 import sys
 from collections import deque
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from arealite.config.schema import RewardFunctionConfig
-from arealite.errors import ConfigError, Unscorable
+from arealite.errors import ConfigError, Unscorable, words
 from arealite.rewards.confine import confine
 from arealite.rewards.scorer import outcomes_of, raised
-from arealite.rewards.signature import LoadedReward, label_of, load_reward
+from arealite.rewards.signature import LoadedReward, label_of, load_reward, load_tool
 from arealite.rewards.system import die_with_parent, limit_memory, live_without_parent, own_orphans
 
 Functions = list[tuple[str, LoadedReward]]
 """Each with what sentences call it."""
 
+MOST_TEXT = 1 << 16
+"""Characters of a tool's answer."""
 _MOST_FDS = 16
 _BUFFER = 1 << 18
 
@@ -54,7 +57,8 @@ def main() -> None:
     sys.path[:] = setting["path"]
     configured = [RewardFunctionConfig(**function) for function in setting.pop("functions")]
     try:
-        loaded = [(label_of(f), load_reward(f, "worker")) for f in configured]
+        load = load_tool if setting["are_tools"] else partial(load_reward, where="worker")
+        loaded = [(label_of(f), load(f)) for f in configured]
     except ConfigError as error:
         _tell(control, {"error": str(error)})
         return
@@ -122,7 +126,8 @@ class Template:
             limit_memory(self._setting["memory_mb"])
             peer = socket.socket(fileno=descriptor)
             setting = self._setting
-            reached = confine(setting["isolation"], folder, setting["longest_call_s"])
+            longest, reads_path = setting["longest_call_s"], setting["reads_path"]
+            reached = confine(setting["isolation"], folder, longest, reads_path)
             if probe:
                 peer.sendall(json.dumps(reached).encode() + b"\n")
             else:
@@ -186,7 +191,10 @@ def work(peer: socket.socket, functions: Functions) -> None:
 def _answer(
     name: str, function: LoadedReward, args: list[Any], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """{"scores": ..}, in which a text tells why a sample of several has none; or {"error": ..}."""
+    """{"scores": ..}, in which a text tells why a sample of several has none; or {"error": ..}.
+
+    Of a tool {"text": ..}.
+    """
     is_group = function.signature.is_group
     n = len(kwargs["completions"]) if is_group else 1
     try:
@@ -194,12 +202,18 @@ def _answer(
         said = function.call(*args, **kwargs)
         if inspect.isawaitable(said):
             said = asyncio.run(_awaited(said))
+        if function.signature.form == "tool":
+            if not isinstance(said, str):
+                raise TypeError(f"a tool returns text, and this one a {type(said).__name__}")
+            return {"text": said[:MOST_TEXT]}
         outcomes = outcomes_of(said, name, is_group, n)
         return {"scores": [str(o) if isinstance(o, Unscorable) else o for o in outcomes]}
     except Unscorable as error:
         failure = error
     except BaseException as error:  # also SystemExit: this process is there for the next call, too
         failure = raised(error, name)
+        if function.signature.form == "tool":  # for a model, which knows no files
+            failure = Unscorable(words(error), failure.reason, failure.tail)
     return {"error": str(failure), "reason": failure.reason, "tail": failure.tail}
 
 

@@ -106,9 +106,14 @@ def test_nothing_is_left_for_later(path: Path) -> None:
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
 
 
+RUNS_CODE = {"arealite/rewards/interpreter.py": ["exec()", "compile()"]}
+"""The Python tool, in processes that are shut in, and nowhere else."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_data_is_never_run(path: Path) -> None:
-    assert list(dangers(tree_of(path))) == []
+    found = [danger.partition(": ")[2] for danger in dangers(tree_of(path))]
+    assert found == RUNS_CODE.get(name_of(path), [])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from arealite.types import (
     WeightUpdate,
 )
 from workflows.tool_use import ToolUseWorkflow
-from workflows.tools import Tools
+from workflows.tools import ToolLimits, Tools
 
 ROW = {"query": "2*3?", "answer": "6"}
 CALL = "<calculator>2*3</calculator>"
@@ -162,7 +162,7 @@ def own(folder: Path, text: str, name: str = "say") -> str:
 
 
 def run(tools: Any, text: str, timeout_s: float = 5.0) -> str:
-    opened = Tools(tools, timeout_s)
+    opened = Tools(tools, ToolLimits(timeout_s))
     try:
         return asyncio.run(opened.run(opened.names[-1], text))
     finally:
@@ -232,15 +232,15 @@ def test_a_sample_without_a_score_is_left_out() -> None:
 )
 def test_tools_that_cannot_be_are_one_sentence(tools: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Tools(tools, 1.0)
+        Tools(tools)
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_calls": -1}, {"most_output": 0}, {"tool_timeout_s": 0.0}]
-)
+@pytest.mark.parametrize("options", [{"max_calls": -1}, {"most_output": 0}])
 def test_settings_that_cannot_be_are_told(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"max_calls is .* most_output .* tool_timeout_s"):
+    with pytest.raises(ValueError, match=r"max_calls is .* most_output"):
         play(Says("$"), **options)
+    with pytest.raises(ConfigError, match=r"tool_limits.timeout_s is 0, it must be above 0"):
+        play(Says("$"), tool_limits={"timeout_s": 0})
 
 
 class Log(ScriptedEngine):
