@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from arealite.agents import endpoint_chat
+from arealite.agents import endpoint_chat, endpoint_messages
 from arealite.agents.asked import Answer, Asked, Refused
 from arealite.agents.session import Session
 from arealite.errors import ArealiteError, words
@@ -44,11 +44,14 @@ class Api(Protocol):
     def error(self, sentence: str, status: int, code: str | None) -> dict[str, Any]: ...
 
 
-APIS: Mapping[str, Api] = {"/v1/chat/completions": endpoint_chat}
+APIS: Mapping[str, Api] = {
+    "/v1/chat/completions": endpoint_chat,
+    "/v1/messages": endpoint_messages,
+}
 
 
 class Endpoint:
-    """url: its base, for OpenAI's client; "" until it has started."""
+    """url: its base, for either client; "" until it has started."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -68,6 +71,7 @@ class Endpoint:
         app = web.Application(client_max_size=MOST_BYTES)
         for path, api in APIS.items():
             app.router.add_post(path, _handler(self, api))
+            app.router.add_post(f"/v1{path}", _handler(self, api))  # Anthropic's client adds /v1
         app.router.add_get("/v1/models", self._models)
         app.router.add_route("*", "/{path:.*}", _unknown)
         self._runner = web.AppRunner(
