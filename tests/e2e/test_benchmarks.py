@@ -24,3 +24,20 @@ def test_the_scale_of_rollouts_over_http_is_measured(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     measured = json.loads(path.read_text())["http"]["over_http"]
     assert (measured["episodes"], measured["errors"]) == (40, 0)
+
+
+def test_the_cost_of_agents_sessions_is_measured(tmp_path: Path) -> None:
+    small = ("--sessions", "5", "--turns", "2", "--seconds", "0.01", "0.02")
+    done = subprocess.run(
+        [sys.executable, "benchmarks/agent_sessions.py", *small, "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    measured = json.loads(path.read_text())
+    assert {measured[name]["errors"] for name in ("openai", "bare", "conversation")} == {0}
+    assert measured["openai"]["turns"] == 10
