@@ -52,7 +52,7 @@ def tokenizer() -> Any:
     """A fast tokenizer with a chat template, over a thousand words."""
     vocabulary = {f"w{i}": i for i in range(WORDS)}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     found = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>",
         additional_special_tokens=["<|im_start|>"],
