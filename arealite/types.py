@@ -183,6 +183,8 @@ class Trajectory:
         for name, value in (("the reward", self.reward), *self.components.items()):
             if not isinstance(name, str):
                 raise ValueError(f"components are named by text, not by {name!r}")
+            if name in ("mean", "std"):
+                raise ValueError(f"a component is named {name}, as a metric of the whole reward is")
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}, it must be a finite number")
 

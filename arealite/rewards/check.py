@@ -27,9 +27,11 @@ from arealite.rewards.compose import Component
 from arealite.rewards.opening import in_pool
 from arealite.rewards.probes import hacks
 from arealite.rewards.template import Limits
-from arealite.telemetry.run_folder import read_lines
 from arealite.types import Completion
 
+LOAD_S = 30.0
+"""The file must be loaded by then."""
+_MOST_HANGS = 5
 _SHOWN = 60
 
 
@@ -63,6 +65,11 @@ class Found:
                 self.unequal.append(f"{text} earned {totals[0]:g} and then {other:g}")
                 break
         return totals[0]
+
+    @property
+    def is_hanging(self) -> bool:
+        """Whether enough is known: each such call takes the whole time limit."""
+        return len(self.failures.get("timeout", ())) >= _MOST_HANGS
 
     def sentences(self) -> Iterator[str]:
         """What is wrong, each with its first example."""
@@ -99,12 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--timeout", type=float, default=2.0, help="seconds that a call may take")
     check.add_argument("--kwargs", default="{}", help="its kwargs of reward.functions, as JSON")
     options = command.parse_args(arguments)
+    if not (options.timeout > 0 and options.max_rows > 0):
+        raise ConfigError("--timeout and --max-rows must be above 0")
     reference = options.reward
     if reference.endswith(".py"):
         reference += ":compute_score"
     asked = _asked(options)
     function = RewardFunctionConfig(path=reference, kwargs=_kwargs(options.kwargs))
-    limits = Limits(workers=2, timeout_s=options.timeout)
+    # One worker: what it keeps from call to call shows where a text is scored again.
+    limits = Limits(1, options.timeout, load_timeout_s=max(LOAD_S, options.timeout))
     with in_pool([function], limits) as ([component], isolation, _):
         _check_row(component, asked[0].row or {})
         found = asyncio.run(_played(component, asked, options.full))
@@ -125,10 +135,8 @@ def _asked(options: argparse.Namespace) -> list[Completion]:
     """The rows that are played, each as a completion without a text."""
     if options.rows is None:
         return [_of_row(None, None, None)]
-    if not options.rows.is_file():
-        raise ConfigError(f"--rows {options.rows}: there is no such file")
     asked: list[Completion] = []
-    for row in read_lines(options.rows):
+    for row in _rows(options.rows):
         if options.answer_key not in row:
             raise ConfigError(
                 f"--rows {options.rows}, row {len(asked)}: there is no column "
@@ -140,6 +148,22 @@ def _asked(options: argparse.Namespace) -> list[Completion]:
     if not asked:
         raise ConfigError(f"--rows {options.rows} holds no row")
     return asked
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line) if line.strip() else None
+                if isinstance(row, dict):
+                    yield row
+                elif row is not None:
+                    raise ValueError(f"line {number} is a {type(row).__name__}, not an object")
+    except OSError as error:
+        raise ConfigError(f"--rows {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        where = f"line {number + 1 if isinstance(error, UnicodeDecodeError) else number}"
+        raise ConfigError(f"--rows {path}, {where}, is no JSON object: {error}") from None
 
 
 def _of_row(truth: Any, prompt: Any, row: Mapping[str, Any] | None) -> Completion:
@@ -166,10 +190,14 @@ def _check_row(function: Component, row: Mapping[str, Any]) -> None:
 async def _played(function: Component, asked: list[Completion], full: float) -> Found:
     found = Found()
     for text in hostile.texts():
+        if found.is_hanging:
+            return found
         await found.score(function, _with(asked[0], text))
     for row in asked:
         prompt = row.prompt if isinstance(row.prompt, str) and row.row is not None else None
         for what, text in hacks(row.ground_truth, prompt):
+            if found.is_hanging:
+                return found
             score = await found.score(function, _with(row, text))
             if score is not None and score >= full:
                 found.paid.append(f"{score:g} for {what}, {_short(text)}")
@@ -194,7 +222,7 @@ def _told(reference: str, asked: list[Completion], found: Found, isolation: str)
         )
     wrong = list(found.sentences())
     for sentence in wrong:
-        print(f"wrong: {sentence}")
+        print("wrong: " + "".join(c if c.isprintable() else " " for c in sentence))
     if not found.took and not has_rows:
         print("nothing was scored: the function needs a ground truth; give --rows data.jsonl")
     if not wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,4 +78,6 @@ class Composed:
             if not isinstance(score, dict):
                 return score
             parts |= score
+        if not math.isfinite(sum(parts.values())):
+            return Unscorable("the weighted sum of its rewards is not finite", "junk")
         return parts

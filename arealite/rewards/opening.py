@@ -42,8 +42,13 @@ def open_reward(
         config.rollout.setup_timeout_s,
     )
     with in_pool(functions, limits) as (components, isolation, is_as_asked):
-        (log.info if is_as_asked else alarm)(isolation)
+        (_say if is_as_asked else alarm)(isolation)
         yield Composed(components, waits)
+
+
+def _say(sentence: str) -> None:
+    """Into the trainer's log."""
+    print(sentence, flush=True)
 
 
 @contextmanager

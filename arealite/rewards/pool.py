@@ -234,7 +234,6 @@ class Pool:
         assert self._loop is not None
         self._restarts += 1
         self._loop.remove_reader(self._template.control)
-        self._template.end()
         for ended in self._ends.values():
             with contextlib.suppress(asyncio.InvalidStateError):
                 ended.set_result(-signal.SIGKILL)
@@ -246,9 +245,11 @@ class Pool:
                     f"the process from which reward workers are made ended {self._restarts} times; "
                     f"the last time: {ending(self._template.wait())}"
                 )
+            self._template.end()
             self._template = Template(self._functions, self._limits)
-        except ArealiteError as error:
-            self._death = error
+        except Exception as error:  # nobody may wait for a worker that will never be
+            told = f"the process from which reward workers are made has no successor: {error}"
+            self._death = error if isinstance(error, ArealiteError) else ErrorBudgetSpent(told)
             self._idle.put_nowait(None)
         else:
             self._loop.add_reader(self._template.control, self._hear)

@@ -18,12 +18,19 @@ def hacks(truth: Any, prompt: str | None) -> Iterator[tuple[str, str]]:
     if prompt is not None:
         yield "the prompt again", prompt
         yield "the prompt as the answer", f"<answer>{prompt}</answer>"
-    numbers = [_NO_ANSWER, *map(str, range(-10, 500)), _NO_ANSWER]
+    own = [str(truth)] if isinstance(truth, str | int | float) else []
+    numbers = [_NO_ANSWER, *map(str, range(-10, 500)), *own, _NO_ANSWER]
     yield "many answers", "".join(f"<answer>{n}</answer>" for n in numbers)
     yield "many boxes", "".join(f"\\boxed{{{n}}}" for n in numbers)
     yield "many answers in one", f"<answer>{' '.join(numbers)}</answer>"
     if isinstance(truth, Mapping) and {"target", "numbers"} <= set(truth):
-        yield from _numbers_game(truth["target"], [str(n) for n in truth["numbers"]])
+        target, given = truth["target"], truth["numbers"]
+        if isinstance(given, list) and all(map(_is_small, [target, *given])):
+            yield from _numbers_game(target, [str(n) for n in given])
+
+
+def _is_small(number: Any) -> bool:
+    return isinstance(number, int) and abs(number) < 10**9
 
 
 def _numbers_game(target: int, numbers: list[str]) -> Iterator[tuple[str, str]]:

@@ -13,13 +13,15 @@ from typing import Any, Protocol
 from arealite.errors import EpisodeError, Unscorable
 from arealite.rewards.signature import Signature, signature_of
 from arealite.telemetry.quarantine import Quarantine
-from arealite.telemetry.waits import together
+from arealite.telemetry.waits import is_cancelled, together
 from arealite.types import Completion
 
 Score = float | dict[str, float]
 Outcome = Score | Unscorable
 """What became of one sample; Unscorable is a value here, since its siblings go on."""
 
+TAKEN = frozenset({"mean", "std"})
+"""reward/<these> in metrics.jsonl are the run's own."""
 MOST_TAIL = 2000
 """Characters of a traceback that are kept; its end says most."""
 _MOST_SHOWN = 200
@@ -105,25 +107,32 @@ class Scorer:
             return outcomes_of(said, self._name, self.signature.is_group, len(completions))
         except Unscorable as error:
             return [error] * len(completions)
-        except (EpisodeError, asyncio.CancelledError):
+        except EpisodeError:
             raise
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            return [raised(error, self._name)] * len(completions)
         except (Exception, SystemExit) as error:  # user code may raise anything
             return [raised(error, self._name)] * len(completions)
 
     async def _in_time(self, score: Awaitable[Any]) -> Any:
-        limit = asyncio.timeout(self._timeout_s)
+        """A function that swallows its cancellation is left to itself: nobody waits for it."""
+        task = asyncio.ensure_future(score)
         try:
-            async with limit:
-                return await score
+            done, _ = await asyncio.wait([task], timeout=self._timeout_s)
+            if not done:
+                raise Unscorable(
+                    f"{self._name} did not return within {self._setting} = {self._timeout_s:g} s",
+                    "timeout",
+                )
+            return task.result()
         except Unscorable as error:
-            raise Unscorable(f"{self._name}: {error}", error.reason, error.tail) from None
-        except TimeoutError:
-            if not limit.expired():  # one of its own
+            if not task.done():
                 raise
-            raise Unscorable(
-                f"{self._name} did not return within {self._setting} = {self._timeout_s:g} s",
-                "timeout",
-            ) from None
+            raise Unscorable(f"{self._name}: {error}", error.reason, error.tail) from None
+        finally:
+            task.cancel()
 
 
 class Kept:
@@ -199,9 +208,20 @@ def _outcome_of(score: Any, name: str) -> Outcome:
 
 def checked(score: Any, name: str) -> Score:
     """A finite number, or named ones. Raises Unscorable for anything else."""
-    if isinstance(score, Mapping) and score:
-        return {str(part): _number(value, name) for part, value in score.items()}
-    return _number(score, name)
+    if not isinstance(score, Mapping) or not score:
+        return _number(score, name)
+    parts = {str(part): _number(value, name) for part, value in score.items()}
+    if len(parts) < len(score):
+        raise Unscorable(f"{name} returned two parts of one name: {shown(score, repr)}", "junk")
+    if taken := TAKEN & parts.keys():
+        raise Unscorable(
+            f"{name} returned a part named {min(taken)}, as a metric of the whole reward is; give "
+            "it another name",
+            "junk",
+        )
+    if not math.isfinite(sum(parts.values())):
+        raise Unscorable(f"{name} returned parts whose sum is not finite", "junk")
+    return parts
 
 
 def _number(value: Any, name: str) -> float:

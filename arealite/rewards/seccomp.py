@@ -21,6 +21,12 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
 _CLONE, _CLONE3, _PRLIMIT = 56, 435, 302
 _CLONE_THREAD = 0x00010000
+_SOCKETPAIR, _STREAM, _TYPE_BITS = 53, 1, 0xF
+_AND = 0x54
+_BY_COMMAND = {"fcntl": (72, (8, 10, 15, 1024, 1026)), "ioctl": (16, (0x8901, 0x8902, 0x5412))}
+"""Number and refused commands: who gets a descriptor's signals (F_SETOWN, F_SETSIG, F_SETOWN_EX,
+FIOSETOWN, SIOCSPGRP), leases and notices of files (F_SETLEASE, F_NOTIFY), typing into a terminal
+(TIOCSTI)."""
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
 
 _TO_PROCESS = {"kill": 62, "tgkill": 234}
@@ -35,8 +41,16 @@ _REFUSED = """
     request_key=249 keyctl=250 init_module=175 finit_module=313 delete_module=176 kexec_load=246
     reboot=169 swapon=167 swapoff=168 sethostname=170 setdomainname=171 settimeofday=164
     clock_settime=227 adjtimex=159 clock_adjtime=305 setrlimit=160 shmget=29 semget=64 msgget=68
-    mq_open=240
+    mq_open=240 shmat=30 shmctl=31 semop=65 semctl=66 semtimedop=220 msgsnd=69 msgrcv=70 msgctl=71
+    setpriority=141 sched_setparam=142 sched_setscheduler=144 sched_setaffinity=203
+    sched_setattr=314 ioprio_set=251 migrate_pages=256 move_pages=279 fanotify_init=300
+    fanotify_mark=301 inotify_init=253 inotify_init1=294 inotify_add_watch=254 syslog=103 acct=163
+    fsopen=430 fsconfig=431 fsmount=432 fspick=433 open_tree=428 move_mount=429 mount_setattr=442
+    quotactl=179 quotactl_fd=443 memfd_create=319 memfd_secret=447 sync=162 syncfs=306
+    process_madvise=440 process_mrelease=448 vhangup=153 iopl=172 ioperm=173 capset=126
+    landlock_create_ruleset=444
 """
+# memfd: memory that no limit of the address space counts. fanotify: it can hold up every open().
 _METADATA = """
     chmod=90 fchmod=91 fchmodat=268 fchmodat2=452 chown=92 fchown=93 lchown=94 fchownat=260
     setxattr=188 lsetxattr=189 fsetxattr=190 removexattr=197 lremovexattr=198 fremovexattr=199
@@ -92,6 +106,14 @@ def _program(refused: Iterable[int], pid: int) -> list[_Instruction]:
     ]
     for number in _TO_PROCESS.values():
         program += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENTS), (_EQUAL, 1, 0, pid), no, yes]
+    # The ends of a stream are each other's alone; a datagram may go to any socket with a path.
+    program += [(_EQUAL, 0, 5, _SOCKETPAIR), (_LOAD, 0, 0, _ARGUMENTS + 8)]
+    program += [(_AND, 0, 0, _TYPE_BITS), (_EQUAL, 1, 0, _STREAM), no, yes]
+    for number, commands in _BY_COMMAND.values():
+        n = len(commands)
+        program += [(_EQUAL, 0, n + 3, number), (_LOAD, 0, 0, _ARGUMENTS + 8)]
+        program += [(_EQUAL, n - i, 0, command) for i, command in enumerate(commands)]
+        program += [yes, no]
     for number in refused:
         program += [(_EQUAL, 0, 1, number), no]
     return [*program, yes]

@@ -155,7 +155,7 @@ class Judge(Service):
         base_url: str,
         model: str,
         prompt: str = PROMPT,
-        pattern: str = r"(?i)grade:\s*\**\s*(-?\d+(?:\.\d+)?)",
+        pattern: str = r"(?i)grade:[\s*]*(-?\d+(?:\.\d+)?)",
         lowest: float = 0.0,
         highest: float = 10.0,
         request: Mapping[str, Any] | None = None,

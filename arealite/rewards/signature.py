@@ -198,6 +198,12 @@ def signature_of(function: Any, label: str) -> Signature:
     elif "completions" in names and all(p.kind is not p.POSITIONAL_ONLY for p in named):
         form = "trl"
     else:
+        for place, name in enumerate(("solution_str", "ground_truth")):
+            if name in names and names.index(name) != place:
+                raise ConfigError(
+                    f"{label}{signature} does not fit: {name} is argument {place + 1} of "
+                    f"compute_score, not {names.index(name) + 1}; {ACCEPTED}"
+                )
         try:
             signature.bind("", {})
         except TypeError as error:

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -39,6 +41,23 @@ def limit_memory(megabytes: int) -> None:
         return
     limit(resource.RLIMIT_AS, taken + megabytes * 2**20)
     limit(resource.RLIMIT_CORE, 0)  # writing a core file takes seconds
+
+
+def removing(folder: str) -> subprocess.Popen[bytes] | None:
+    """Removes what a worker left, however much and deep: None where that is done already."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)  # most leave nothing
+        return None
+    if not os.path.lexists(folder):
+        return None
+    remover = shutil.which("rm", path="/bin:/usr/bin")
+    if remover is None:  # Python's own has limits of depth
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
+        return None
+    nothing = subprocess.DEVNULL
+    command = [remover, "-rf", "--", folder]
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
 
 
 def limit(kind: int, value: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from arealite.config.schema import RewardFunctionConfig
 from arealite.errors import ConfigError
 from arealite.rewards.confine import Isolation, environment
 from arealite.rewards.signature import Signature
+from arealite.rewards.system import removing
 
 END_S = 5.0
 """The template ends its workers and itself in milliseconds; after this it is killed."""
@@ -79,7 +79,7 @@ class Template:
         except TimeoutError:
             raise ConfigError(
                 f"{names} is not loaded after {timeout_s:g} s (rollout.setup_timeout_s); what "
-                "takes long belongs behind the reward function's first call"
+                "takes longer belongs into the reward function's first call"
             ) from None
         if not line:
             raise ConfigError(f"loading {names} ended its process: {ending(self.wait())}")
@@ -95,7 +95,8 @@ class Template:
     def end(self) -> None:
         self.control.close()
         self.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if (last := removing(self.scratch)) is not None:
+            last.wait()
 
     def wait(self) -> int:
         try:

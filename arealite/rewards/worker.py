@@ -22,9 +22,9 @@ import gc
 import inspect
 import json
 import os
-import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections import deque
 from dataclasses import asdict
@@ -36,7 +36,13 @@ from arealite.errors import ConfigError, Unscorable, words
 from arealite.rewards.confine import confine
 from arealite.rewards.scorer import outcomes_of, raised
 from arealite.rewards.signature import LoadedReward, label_of, load_reward, load_tool
-from arealite.rewards.system import die_with_parent, limit_memory, live_without_parent, own_orphans
+from arealite.rewards.system import (
+    die_with_parent,
+    limit_memory,
+    live_without_parent,
+    own_orphans,
+    removing,
+)
 
 Functions = list[tuple[str, LoadedReward]]
 """Each with what sentences call it."""
@@ -70,7 +76,8 @@ def main() -> None:
     gc.freeze()  # what is there now is shared with every copy, and no collection touches it
     _tell(control, {"signatures": [asdict(f.signature) for _, f in loaded], "level": level})
     template.serve()
-    shutil.rmtree(setting["scratch"], ignore_errors=True)
+    if (last := removing(setting["scratch"])) is not None:
+        last.wait()
 
 
 class Template:
@@ -81,6 +88,9 @@ class Template:
     ) -> None:
         self._control, self._functions, self._setting = control, functions, setting
         self._pids: dict[int, int] = {}
+        self._removing: list[subprocess.Popen[bytes]] = []
+        self._own = _children()
+        """What the user's file started when it was loaded."""
 
     def level(self) -> dict[str, bool]:
         """What of the isolation this machine can do: a worker is made, and tells it."""
@@ -96,7 +106,10 @@ class Template:
     def serve(self) -> None:
         text, descriptors = b"", deque[int]()
         while True:
-            data, received, _, _ = socket.recv_fds(self._control, 1 << 16, _MOST_FDS)
+            try:
+                data, received, _, _ = socket.recv_fds(self._control, 1 << 16, _MOST_FDS)
+            except OSError:  # it has gone without reading all that it was told
+                break
             if not data:  # the trainer is gone
                 break
             descriptors.extend(received)
@@ -148,13 +161,15 @@ class Template:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self._end_orphans()
-        shutil.rmtree(self._folder(number), ignore_errors=True)
+        self._removing = [one for one in self._removing if one.poll() is None]
+        if (new := removing(self._folder(number))) is not None:
+            self._removing.append(new)
         return os.waitstatus_to_exitcode(status)
 
     def _end_orphans(self) -> None:
         """What a worker started and hid in a session of its own has become a child of this one."""
         while True:
-            known = set(self._pids.values())
+            known = self._own | set(self._pids.values()) | {one.pid for one in self._removing}
             orphans = _children() - known
             for pid in orphans:
                 os.kill(pid, signal.SIGKILL)

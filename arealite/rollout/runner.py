@@ -31,7 +31,7 @@ from arealite.rollout.failures import ErrorBudget
 from arealite.rollout.limits import Limits
 from arealite.rollout.seeds import SeededEngine
 from arealite.telemetry.quarantine import SAMPLE_ID
-from arealite.telemetry.waits import Waits, waited
+from arealite.telemetry.waits import Waits, is_cancelled, waited
 from arealite.types import Episode, Trajectory
 
 MOST_FILTERED = 20
@@ -54,7 +54,7 @@ async def play(
     except ArealiteError:  # as it is: requests that travelled as one share the object
         raise
     except asyncio.CancelledError:
-        if _is_cancelled():
+        if is_cancelled():
             raise
         raise WorkflowError(f"{where} was cancelled by its own code") from None
     except (Exception, SystemExit) as error:  # user code may raise anything; only this row is lost
@@ -202,12 +202,6 @@ class Runner:
                 "be made; look at their rewards in transcripts.jsonl: the rows may be far too "
                 "hard or too easy for this model, or a filter too strict"
             )
-
-
-def _is_cancelled() -> bool:
-    """Whether this task is being cancelled from outside."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def first_of(error: BaseException) -> BaseException:

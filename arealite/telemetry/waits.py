@@ -165,6 +165,12 @@ async def waited(
             ) from None
 
 
+def is_cancelled() -> bool:
+    """Whether this task is being cancelled from outside, and not by what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results, in order. The first error ends the others too, so that none goes on unseen."""
     coroutines = list(coroutines)
