@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,10 +30,10 @@ class ToolUseWorkflow(RLVRWorkflow):
 
     tools, tool_limits: which there are, and what one call may take, see workflows.tools. What a
     tool says is context and is not learned; the answer that is scored is the whole text, outputs
-    and all. A call after the first max_calls ends the answer, and so does one whose output has no
-    room: an answer has gconfig.max_new_tokens tokens, outputs counted. With rollout.context_length
-    that is the limit of prompt and answer, and gconfig.max_new_tokens that of each part between two
-    outputs. most_output: characters of an output; the rest is cut off.
+    and all. gconfig.max_new_tokens is the limit of each part between two outputs, and
+    context_length, rollout.context_length, that of prompt and answer with all outputs (null: the
+    prompt and gconfig.max_new_tokens). A call after the first max_calls ends the answer, and so
+    does one whose output has no room. most_output: characters of an output; the rest is cut off.
     """
 
     def __init__(
@@ -149,4 +148,4 @@ class ToolUseWorkflow(RLVRWorkflow):
 
     async def aclose(self) -> None:
         """Ends the processes of its tools."""
-        await asyncio.to_thread(self.tools.close)
+        self.tools.close()  # on the event loop, which has their sockets

@@ -14,6 +14,7 @@ from test_conversation import Letters, learned, response, text_of
 
 from arealite.engines.scripted import Sample, ScriptedEngine
 from arealite.errors import ConfigError, EngineError, EpisodeError, Unscorable, WorkflowError
+from arealite.protocols import Closes
 from arealite.types import (
     NOT_SAMPLED,
     Completion,
@@ -21,6 +22,7 @@ from arealite.types import (
     ModelRequest,
     ModelResponse,
     Probe,
+    Trajectory,
     WeightUpdate,
 )
 from workflows.tool_use import ToolUseWorkflow
@@ -241,6 +243,31 @@ def test_settings_that_cannot_be_are_told(options: dict[str, Any]) -> None:
         play(Says("$"), **options)
     with pytest.raises(ConfigError, match=r"tool_limits.timeout_s is 0, it must be above 0"):
         play(Says("$"), tool_limits={"timeout_s": 0})
+
+
+def test_the_end_of_the_workflow_ends_its_processes() -> None:
+    async def score(solution: str, truth: Any) -> float:
+        return float("<output>6</output>" in solution)
+
+    class Engine:
+        async def agenerate(self, request: ModelRequest) -> ModelResponse:
+            is_told = "<output>" in "".join(map(chr, request.input_ids))
+            said = "$" if is_told else "<python>\nprint(2 * 3)\n</python>"
+            return response(request.input_ids, said)
+
+    gconfig = GenerationHyperparameters(n_samples=2, max_new_tokens=99)
+    workflow = ToolUseWorkflow(score, gconfig, Letters(), tools=["python"])
+    assert isinstance(workflow, Closes)
+    [pool] = workflow.tools._pools
+
+    async def play() -> list[Trajectory]:
+        try:
+            return await workflow.arun_episode(Engine(), {"query": "2*3?", "answer": "6"})
+        finally:
+            await workflow.aclose()
+
+    assert [t.reward for t in asyncio.run(play())] == [1.0, 1.0]
+    assert pool._template.process.poll() is not None
 
 
 class Log(ScriptedEngine):
