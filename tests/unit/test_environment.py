@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,17 @@ def test_what_is_no_environment_is_one_sentence(world: str) -> None:
         made("json:dumps")
     with pytest.raises(ValueError, match="max_turns is 0"):
         made(world, max_turns=0)
+
+
+def test_the_environment_that_the_page_shows_plays(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "workflows.md"
+    found = re.search(r"```python guess\.py\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    (tmp_path / "guess.py").write_text(found[1])
+    workflow = made(f"{tmp_path}/guess.py:Guess", environment_kwargs={"wrong": -0.05})
+    [one] = play(Says("50$", "what$", "5$"), workflow)
+    assert one.reward == pytest.approx(0.9)
+    assert [w for w in ("Less.", "Say a number.") if w in text_of(one)] == [
+        "Less.",
+        "Say a number.",
+    ]
