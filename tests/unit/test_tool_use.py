@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,13 @@ def test_a_closing_tag_alone_is_told() -> None:
     assert made.text.endswith("<output>error: </calculator> without <calculator></output>")
 
 
-def test_a_call_beyond_max_calls_ends_the_answer() -> None:
-    engine = Says(CALL, CALL, CALL)
-    [made], _ = play(engine, max_calls=1)
-    assert made.text == f"{CALL}<output>6</output>{CALL}"
+def test_a_call_beyond_max_calls_ends_the_answer(tmp_path: Path) -> None:
+    tool = own(tmp_path, "heard = []\nasync def say(text): heard.append(text); return text")
+    engine = Says("<say>1</say>", "<say>2</say>", "<say>3</say>")
+    [made], _ = play(engine, max_calls=1, tools=[tool])
+    assert made.text == "<say>1</say><output>1</output><say>2</say>"
     assert (len(engine.seen), made.truncated) == (2, False)
+    assert sys.modules[Path(tool.partition(":")[0]).stem].heard == ["1"]
 
 
 def test_an_answer_has_as_many_tokens_as_it_may_have_with_its_outputs() -> None:
