@@ -159,6 +159,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     yield row
                 elif row is not None:
                     raise ValueError(f"line {number} is a {type(row).__name__}, not an object")
+    except FileNotFoundError:
+        raise ConfigError(f"--rows {path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"--rows {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

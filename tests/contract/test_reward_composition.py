@@ -200,9 +200,8 @@ def test_a_hanging_group_function_is_killed_and_costs_its_group(tmp_path: Path) 
 
 
 def test_async_functions_run_here_and_the_others_in_workers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO", "arealite.rewards")
     told: list[str] = []
     config = config_of(tmp_path, ("later", "pid"))
     with open_reward(config, told.append) as composed:
@@ -210,7 +209,7 @@ def test_async_functions_run_here_and_the_others_in_workers(
     assert outcome["later"] == os.getpid() != outcome["pid"]
     file = tmp_path / "composed_functions.py"
     assert (
-        " ".join([*told, caplog.text])
+        " ".join([*told, capsys.readouterr().out])
         .strip()
         .endswith(
             f"; in the trainer, where nothing is refused, because async: later ({file}:later)"

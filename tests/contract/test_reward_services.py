@@ -116,9 +116,10 @@ def test_a_judges_grade_is_the_reward() -> None:
     assert server.headers == [("/v1/chat/completions", "Bearer sk-quite-secret")] * 2
     assert {body["model"] for body in server.bodies} == {"m"}
     assert {body["temperature"] for body in server.bodies} == {0}
-    asked = server.bodies[0]["messages"][0]["content"]
-    assert "<user>2+2?" in asked
-    assert "==========\nfour\n==========" in asked
+    asked = sorted(body["messages"][0]["content"] for body in server.bodies)
+    assert all("<user>2+2?" in text for text in asked)
+    assert "==========\nfive\n==========" in asked[0]
+    assert "==========\nfour\n==========" in asked[1]
 
 
 def test_a_judge_of_ones_own_words_scale_and_fields() -> None:

@@ -174,6 +174,29 @@ ESCAPES = {
     "the trainer's limits": "import resource as r; r.prlimit(truth['trainer'], 7, (9, 9))",
     "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 8, bytes(120)) > 0",
     "secret": "import os; os.environ['AREALITE_TEST_SECRET']",
+    "datagram to a path": "import socket; socket.socketpair(type=socket.SOCK_DGRAM)",
+    "a signal by a pipe": "import fcntl, os; fcntl.fcntl(os.pipe()[0], 8, truth['trainer'])",
+    "which signal": "import fcntl, os; fcntl.fcntl(os.pipe()[0], 10, 9)",
+    "a signal by a terminal": "import fcntl, os; fcntl.ioctl(os.pipe()[0], 0x8901, b'1234')",
+    "priority": "import os; os.setpriority(os.PRIO_PROCESS, truth['trainer'], 19)",
+    "its own priority": "import os; os.nice(-1)",
+    "cores": "import os; os.sched_setaffinity(truth['trainer'], {0})",
+    "scheduler": "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+    **{
+        f"system call {number}": f"import ctypes; assert ctypes.CDLL(None).syscall({call}) >= 0"
+        for number, call in {
+            "ioprio_set": "251, 1, truth['trainer'], 0",
+            "shmat": "30, 0, 0, 0",
+            "semctl": "66, 0, 0, 0",
+            "syslog": "103, 10, 0, 0",
+            "acct": "163, 0",
+            "fanotify_init": "300, 4, 0",
+            "inotify_init1": "294, 0",
+            "fsopen": "430, b'tmpfs', 0",
+            "open_tree": "428, -100, b'/', 0",
+            "memfd_create": "319, b'm', 0",
+        }.items()
+    },
 }
 
 
@@ -207,7 +230,10 @@ REFUSALS = (
     *("ValueError: not allowed to raise maximum limit", "KeyError: 'AREALITE_TEST_SECRET'"),
 )
 
-STANDARD = ("tcp", "unix socket", "fork", "program", "kill the template", "ptrace", "secret")
+STANDARD = (
+    *("tcp", "unix socket", "fork", "program", "kill the template", "ptrace", "secret"),
+    *("datagram to a path", "a signal by a pipe", "priority", "system call fsopen"),
+)
 
 
 def test_standard_isolation_refuses_network_processes_and_secrets(
@@ -221,6 +247,18 @@ def test_standard_isolation_refuses_network_processes_and_secrets(
             return [await complaint(pool, ESCAPES[name], truth) for name in STANDARD]
 
         assert [why for why in run(play()) if not why.startswith(REFUSALS)] == []
+
+
+def test_whatever_a_worker_leaves_in_its_folder_is_removed(attacked: str) -> None:
+    deep = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    with opened(attacked, isolation="strict") as pool:
+        scratch = Path(pool._template.scratch)
+
+        async def play() -> list[Any]:
+            return [await pool(code, {}) for code in (deep, "pass", "open('f', 'w')", "pass")]
+
+        assert run(play()) == [1.0] * 4
+    assert not scratch.exists()
 
 
 LEAKS = {
