@@ -1,6 +1,6 @@
 """What agents behind the endpoint cost: 500 sessions of 5 turns at once, on one event loop.
 
-    python benchmarks/agent_sessions.py [--sessions 500] [--turns 5] [--seconds 2 6] [--out FOLDER]
+    python benchmarks/agent_sessions.py [--sessions 500] [--turns 5] [--seconds 5 15] [--out FOLDER]
 
 The engine is scripted: it answers 64 tokens after some seconds. Each column plays the same
 conversations through AgentWorkflow or without it: `openai` by OpenAI's own client, one for all
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sessions", type=int, default=500)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, nargs=2, default=[2.0, 6.0], help="of an answer")
+    parser.add_argument("--seconds", type=float, nargs=2, default=[5.0, 15.0], help="of an answer")
     parser.add_argument("--out", type=Path, help="folder for agent-sessions-<date>.json")
     args = parser.parse_args()
     found = {

@@ -17,7 +17,8 @@ class Letters:
 
     plain: all as it is. trimmed: without white space around contents. forgetful: of old answers
     only what follows their thinking, as Qwen3 does. marked: answers that say so are written
-    otherwise than a mark in their place.
+    otherwise than a mark in their place. toolless: no tools are shown. userless: a conversation
+    without a user is refused.
     """
 
     eos_token_id, pad_token_id, chat_template = END, 0, "told"
@@ -37,7 +38,9 @@ class Letters:
     ) -> str:
         asked = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
         names = ",".join(tool["function"]["name"] for tool in tools)
-        text = f"[{names}]" if tools else ""
+        if asked < 0 and self.kind == "userless":
+            raise RuntimeError("no user query found")
+        text = f"[{names}]" if tools and self.kind != "toolless" else ""
         for i, message in enumerate(messages):
             content = message["content"]
             if message["role"] == "refused":

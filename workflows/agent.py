@@ -45,7 +45,7 @@ class AgentWorkflow:
         self.gconfig = gconfig.new_with_stop_and_pad_token_ids(tokenizer)
         self.turn_discount, self.context_length = turn_discount, context_length
         self.sampling, self.template_kwargs = sampling, template_kwargs
-        self.endpoint = Endpoint()
+        self.endpoint, self._starts = Endpoint(), asyncio.Lock()
 
     async def arun_episode(self, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
         await self.endpoint.start()
@@ -70,6 +70,10 @@ class AgentWorkflow:
             self.sampling,
             self.template_kwargs,
         )
+        async with (
+            self._starts
+        ):  # one in each turn of the event loop: a client may take long to make
+            await asyncio.sleep(0)
         try:
             with self.endpoint.opened(session) as key:
                 earned = await run_agent(

@@ -32,6 +32,9 @@ Sampling = Literal["refuse", "ignore"]
 """What becomes of an agent's wish to sample otherwise than the run's configuration says."""
 
 
+_ANY = ({"role": "user", "content": "?"},)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Said:
     """An answer. messages: the conversation with it, each answer's content as it was sampled.
@@ -70,6 +73,7 @@ class Session:
         self._gconfig = gconfig.new(n_samples=1)
         self._context_length, self._sampling = context_length, sampling
         self._template_kwargs = template_kwargs
+        self._chats: dict[str, Chat] = {}
         self._beginnings: dict[tuple[str, str], _Place] = {}
         self.said: dict[str, Said] = {}
         """Answers by the ids that the agent knows them by, in their order."""
@@ -109,7 +113,7 @@ class Session:
         messages = list(asked.messages)
         if follows is not None:  # our answers as they were sampled
             messages[: len(follows.messages)] = follows.messages
-        chat = Chat(self._tokenizer, asked.tools, template_kwargs=self._template_kwargs)
+        chat = self._chat(asked.tools)
         before, text, given = self._prompt(chat, messages, known)
         turn = before.turn if before else None
         request = self._request(asked, prompt(turn, given))
@@ -129,6 +133,23 @@ class Session:
         place.ways.setdefault(_key(_returned(answer)), _Place()).said = said
         return answer
 
+    def _chat(self, tools: Sequence[Mapping[str, Any]]) -> Chat:
+        """With a template that shows these tools. Raises Refused where it does not."""
+        key = json.dumps(list(tools), sort_keys=True)
+        if key not in self._chats:
+            chat, bare = (
+                Chat(self._tokenizer, shown, template_kwargs=self._template_kwargs)
+                for shown in (tools, ())
+            )
+            if tools and _rendered(chat, _ANY) == _rendered(bare, _ANY):
+                raise Refused(
+                    "the tokenizer's chat template shows no tools, so the policy would not know of "
+                    "them; leave tools out and describe them in a message, or give another "
+                    "template as rollout.workflow_kwargs.template_kwargs.chat_template"
+                )
+            self._chats[key] = chat
+        return self._chats[key]
+
     def _find(self, asked: Asked) -> tuple[_Place, list[tuple[int, Said]]]:
         """Where these messages lead, and our answers on the way with their places."""
         tools = json.dumps(list(asked.tools), sort_keys=True)
@@ -144,14 +165,11 @@ class Session:
         self, chat: Chat, messages: Sequence[Message], known: Sequence[tuple[int, Said]]
     ) -> tuple[Said | None, str, list[int]]:
         """The answer whose tokens are gone on from, and what stands behind it."""
-        try:
-            whole = chat.render(messages)
-            for place, said in reversed(known):
-                found = chat.behind(messages, said.turn, place, whole)
-                if found is not None:
-                    return (said, *found)
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        whole = _rendered(chat, messages)
+        for place, said in reversed(known):
+            found = chat.behind(messages, said.turn, place, whole)
+            if found is not None:
+                return (said, *found)
         return None, whole, chat.encode(whole)
 
     def _request(self, asked: Asked, ids: list[int]) -> ModelRequest:
@@ -257,6 +275,13 @@ class Session:
             _trajectory(said, found[said], set(said.turn.line()[:-1]))
             for said in self.said.values()
         ]
+
+
+def _rendered(chat: Chat, messages: Sequence[Message]) -> str:
+    try:
+        return chat.render(messages)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _rewards(earned: Mapping[Any, Any], said: Mapping[str, Said]) -> dict[str, float]:

@@ -143,6 +143,22 @@ def test_without_tools_nothing_is_a_call() -> None:
     assert text_of(session.trajectories(1.0)[0]).startswith("<u>ask")
 
 
+def test_tools_that_the_template_does_not_show_are_refused() -> None:
+    async def agent(url: str, key: str) -> None:
+        with pytest.raises(openai.BadRequestError, match="chat template shows no tools, so the"):
+            await create(url, key, tools=[ADD])
+
+    played(says(), agent, kind="toolless")
+
+
+def test_a_template_that_refuses_a_message_is_a_sentence() -> None:
+    async def agent(url: str, key: str) -> None:
+        with pytest.raises(openai.BadRequestError, match="the tokenizer's chat template refuses"):
+            await create(url, key, messages=[{"role": "system", "content": "be"}])
+
+    played(says(), agent, kind="userless")
+
+
 def test_a_stop_string_is_sampled_and_not_shown() -> None:
     async def agent(url: str, key: str) -> list[str]:
         async with client(url, key) as ours:
