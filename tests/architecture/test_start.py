@@ -73,6 +73,7 @@ def test_a_check_needs_no_torch_and_little_time(name: str) -> None:
         "arealite.telemetry.progress",
         "arealite.telemetry.metrics",
         "workflows.rlvr",
+        "workflows.agent",
     ],
 )
 def test_a_light_module_loads_without_the_heavy_ones(module: str) -> None:

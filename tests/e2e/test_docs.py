@@ -141,6 +141,33 @@ def test_sweep(demo_files: Path, tutorial_run: Path) -> None:
         assert done.stdout.count("will be run") == 6, done.stdout
 
 
+def test_agents(demo_files: Path) -> None:
+    """The agent of docs/agents.md, with OpenAI's client and as a stream, for ten steps."""
+    page = ROOT / "docs" / "agents.md"
+    written = [b for language in ("python", "yaml") for b in blocks(page, language)]
+    assert len(written) == 2
+    for name, text in written:
+        (demo_files / name).parent.mkdir(exist_ok=True)
+        (demo_files / name).write_text(text)
+    check, train = (line for _, text in blocks(page, "bash") for line in text.splitlines())
+    done = shell(check, demo_files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Of any text some score differs: a model this raw is never right.
+    agent = demo_files / "my_agent" / "my_agent.py"
+    agent.write_text(agent.read_text().replace("return 0.0", "return len(text) % 7 / 7"))
+    small = " train_dataset.batch_size=4 valid_dataset.max_rows=4 gconfig.n_samples=4"
+    done = shell(train + small, demo_files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = demo_files / "runs/my-agent/trial0"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "reward/mean" in row]
+    assert [row["version"] for row in rows] == list(range(1, 11))
+    assert rows[-1]["counts/failed"] == 0
+    told = [json.loads(line) for line in (folder / "transcripts.jsonl").read_text().splitlines()]
+    texts = [t["text"] for line in told for t in line["trajectories"]]
+    assert all("[user] That is not right. Try again." in text for text in texts)
+
+
 def test_tutorial_mistakes_are_sentences(demo_files: Path) -> None:
     """The last section of the tutorial."""
     page = ROOT / "docs" / "tutorial.md"
