@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from arealite.agents import endpoint_chat, endpoint_messages
+from arealite.agents import endpoint_chat, endpoint_messages, endpoint_responses
 from arealite.agents.asked import Answer, Asked, Refused
 from arealite.agents.session import Session
 from arealite.errors import ArealiteError, words
@@ -46,6 +46,7 @@ class Api(Protocol):
 
 APIS: Mapping[str, Api] = {
     "/v1/chat/completions": endpoint_chat,
+    "/v1/responses": endpoint_responses,
     "/v1/messages": endpoint_messages,
 }
 
