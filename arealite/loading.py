@@ -63,7 +63,8 @@ def load_agent(reference: str) -> Callable[..., Any]:
 def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str, Any]) -> Workflow:
     """Builds the workflow class with those of the offered objects that its __init__ names.
 
-    offered: gconfig, tokenizer, reward_fn. given: rollout.workflow_kwargs; each must be known.
+    offered: gconfig, tokenizer, reward_fn, context_length. given: rollout.workflow_kwargs; each
+    must be known.
     """
     cls = load_object(reference)
     if not inspect.isclass(cls):
@@ -97,7 +98,7 @@ def load_workflow(reference: str, offered: Mapping[str, Any], given: Mapping[str
     except TypeError as error:
         raise ConfigError(
             f"{reference} cannot be built: {error}; its __init__ may name gconfig, tokenizer, "
-            "reward_fn, and what rollout.workflow_kwargs gives"
+            "reward_fn, context_length, and what rollout.workflow_kwargs gives"
         ) from None
     return cast(Workflow, executed(lambda: cls(**arguments), reference, "built"))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -22,7 +21,7 @@ from arealite.agents.asked import Answer, Asked, Refused, new_id
 from arealite.agents.chat import ANSWER, Chat
 from arealite.agents.conversation import told
 from arealite.agents.tool_calls import arguments_of, as_message, split_calls
-from arealite.agents.turns import Turn, leaves, prompt
+from arealite.agents.turns import Turn, fitted, leaves, prompt
 from arealite.data.chat import Message
 from arealite.errors import WorkflowError
 from arealite.protocols import InferenceEngine
@@ -173,20 +172,19 @@ class Session:
         return None, whole, chat.encode(whole)
 
     def _request(self, asked: Asked, ids: list[int]) -> ModelRequest:
-        most = min(asked.max_tokens or math.inf, self._gconfig.max_new_tokens)
-        if self._context_length is not None:
-            if len(ids) >= self._context_length:
-                raise Refused(
-                    f"the conversation has {len(ids)} tokens, and this model's context length is "
-                    f"{self._context_length} (rollout.context_length); make it shorter",
-                    code="context_length_exceeded",
-                )
-            most = min(most, self._context_length - len(ids))
-        gconfig = self._gconfig.new(
-            max_new_tokens=int(most),
-            min_new_tokens=min(self._gconfig.min_new_tokens, int(most)),
+        most = min(asked.max_tokens or self._gconfig.max_new_tokens, self._gconfig.max_new_tokens)
+        asked_for = self._gconfig.new(
+            max_new_tokens=most,
+            min_new_tokens=min(self._gconfig.min_new_tokens, most),
             stop=(*self._gconfig.stop, *asked.stop),
         )
+        gconfig = fitted(asked_for, len(ids), self._context_length)
+        if gconfig is None:
+            raise Refused(
+                f"the conversation has {len(ids)} tokens, and this model's context length is "
+                f"{self._context_length} (rollout.context_length); make it shorter",
+                code="context_length_exceeded",
+            )
         return ModelRequest(ids, gconfig)
 
     def _check_wishes(self, wishes: Mapping[str, float]) -> None:
