@@ -17,7 +17,7 @@ from arealite.engines.fleet import Server
 from arealite.engines.scripted import ScriptedEngine
 from arealite.rollout import buffer as module
 from arealite.rollout.buffer import Buffer
-from arealite.rollout.collector import YOUNG, rare_collections
+from arealite.rollout.collector import OLD, YOUNG, rare_collections
 from arealite.rollout.limits import Limits
 from arealite.rollout.runner import STARTS, Runner
 from arealite.rollout.staleness import is_usable
@@ -184,7 +184,7 @@ async def serving(
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("before", [(700, 10, 10), (10 * YOUNG, 5, 5), (0, 10, 10)])
+@pytest.mark.parametrize("before", [(700, 10, 10), (10 * YOUNG, 5, 2 * OLD), (0, 10, 10)])
 def test_the_garbage_collector_is_as_before_afterwards(before: tuple[int, int, int]) -> None:
     kept = gc.get_threshold()
     try:
@@ -193,6 +193,7 @@ def test_the_garbage_collector_is_as_before_afterwards(before: tuple[int, int, i
             inside = gc.get_threshold()
         assert gc.get_threshold() == before
         # One who switched it off, or set it higher, is left alone.
-        assert inside == (before[0] and max(YOUNG, before[0]), *before[1:])
+        young = before[0] and max(YOUNG, before[0])
+        assert inside == (young, before[1], max(OLD, before[2]))
     finally:
         gc.set_threshold(*kept)
